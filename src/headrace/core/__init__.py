@@ -1,0 +1,1 @@
+"""Everything that decides. Pure: standard library and types/errors/machine only."""

@@ -1,0 +1,71 @@
+"""How a gateway talks to replicas, whatever they are and wherever they run.
+
+A link hides processes, sockets and frames. The gateway's Router decides, and the shell round it
+calls ``submit`` and ``abort``; what comes back arrives through ``LinkEvents``, on the event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headrace.core.scheduler.events import Output, ReportLoad
+    from headrace.types import ReplicaId, Request, RequestId, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDescription:
+    """What a replica says of itself when it is ready."""
+
+    replica: ReplicaId
+    model_identity: str
+    vocab_size: int
+    max_model_len: Tokens
+    block_size: Tokens
+    num_blocks: int
+    max_num_seqs: int
+    pid: int
+
+
+class ReplicaLink(Protocol):
+    """One replica, as a gateway sees it."""
+
+    @property
+    def replica(self) -> ReplicaId:
+        """Whose link this is."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Send a request. Its deadline is on this process's clock."""
+        ...
+
+    def abort(self, request_id: RequestId) -> None:
+        """Tell the replica that nobody wants this request any more. Idempotent."""
+        ...
+
+
+class LinkEvents(Protocol):
+    """What links report. Called on the gateway's loop; must not block or raise."""
+
+    def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
+        """A replica is connected and takes requests."""
+        ...
+
+    def replica_lost(self, replica: ReplicaId, reason: str) -> None:
+        """The connection is gone; nothing more comes from this link's requests."""
+        ...
+
+    def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
+        """New tokens of one step."""
+        ...
+
+    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
+        """A request that this replica can never serve."""
+        ...
+
+    def load(self, replica: ReplicaId, report: ReportLoad) -> None:
+        """A load report."""
+        ...
