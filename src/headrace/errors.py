@@ -107,7 +107,9 @@ class RouteNotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not. ``allow`` is for the Allow header field."""
+
+    allow = ""
 
     status = 405
     code = "method_not_allowed"

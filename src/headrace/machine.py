@@ -14,12 +14,14 @@ M6  across a process boundary events may be lost or repeated (ids make them idem
     a process never.
 
 Machines run under exactly two drivers: ``server/driver.py`` on asyncio and
-``twin/simulator.py`` in virtual time. No machine can tell which.
+``twin/simulator.py`` in virtual time. No machine can tell which. Both hand over events that
+come at one time in the order of (``Source``, arrival).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -34,6 +36,14 @@ EffectT_co = TypeVar("EffectT_co", covariant=True)
 @dataclass(frozen=True, slots=True)
 class Tick:
     """The time a machine asked for in ``next_wakeup()`` has come (or nearly, or long since)."""
+
+
+class Source(IntEnum):
+    """Where an event comes from: breaks ties between events at one time, smallest first."""
+
+    DEVICE = 0  # what was begun is done: makes room for what comes next
+    PEER = 1  # messages of other processes and clients
+    TIMER = 2
 
 
 class Machine(Protocol[EventT_contra, EffectT_co]):

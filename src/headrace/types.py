@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 Seconds: TypeAlias = float
 Tokens: TypeAlias = int
@@ -111,3 +111,36 @@ class Usage:
     prompt_tokens: Tokens
     completion_tokens: Tokens
     cached_tokens: Tokens = 0
+
+
+class Output(NamedTuple):
+    """New tokens of one request. The last Output of a request has ``finish`` set."""
+
+    request_id: RequestId
+    tokens: tuple[TokenId, ...]
+    finish: FinishReason | None
+    cached_tokens: Tokens  # prompt tokens found in the prefix cache when first scheduled
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    reason: str = ""  # for a client to read, when finish is ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLoad:
+    """What routers and operators want to know, at most every ``report_period``.
+
+    Counters count from the start of the engine.
+    """
+
+    step: int
+    running: int
+    waiting: int
+    waiting_tokens: Tokens  # prompt tokens not computed yet, cached ones not subtracted
+    kv_blocks_total: int
+    kv_blocks_free: int  # may be handed out now, cached content included
+    kv_blocks_cached: int  # of the free ones, those whose content can still be hit
+    prompt_tokens_total: int
+    cached_tokens_total: int
+    output_tokens_total: int
+    discarded_tokens_total: int  # drawn by steps in flight for sequences that had ended
+    preemptions_total: int
+    step_seconds_total: Seconds

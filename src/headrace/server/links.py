@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.core.scheduler.events import Output, ReportLoad
-    from headrace.types import ReplicaId, Request, RequestId, Tokens
+    from headrace.types import Output, ReplicaId, ReportLoad, Request, RequestId, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

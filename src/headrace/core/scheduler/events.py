@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from headrace.machine import Tick
+from headrace.types import Output, ReportLoad
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.plan import StepPlan, StepResult
-    from headrace.types import (
-        FinishReason,
-        Request,
-        RequestId,
-        Seconds,
-        StepId,
-        TokenId,
-        TokenLogprobs,
-        Tokens,
-    )
+    from headrace.types import Request, RequestId, StepId
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +46,6 @@ class StepFailed:
 EngineEvent: TypeAlias = Submit | Abort | StepDone | StepFailed | Tick
 
 
-class Output(NamedTuple):
-    """New tokens of one request. The last Output of a request has ``finish`` set."""
-
-    request_id: RequestId
-    tokens: tuple[TokenId, ...]
-    finish: FinishReason | None
-    cached_tokens: Tokens  # prompt tokens found in the prefix cache when first scheduled
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    reason: str = ""  # for a client to read, when finish is ERROR
-
-
 @dataclass(frozen=True, slots=True)
 class Execute:
     """Run this step; answer with StepDone or StepFailed."""
@@ -88,26 +69,18 @@ class Reject:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportLoad:
-    """What routers and operators want to know, at most every ``report_period``.
-
-    Counters count from the start of the engine.
-    """
-
-    step: int
-    running: int
-    waiting: int
-    waiting_tokens: Tokens  # prompt tokens not computed yet, cached ones not subtracted
-    kv_blocks_total: int
-    kv_blocks_free: int  # may be handed out now, cached content included
-    kv_blocks_cached: int  # of the free ones, those whose content can still be hit
-    prompt_tokens_total: int
-    cached_tokens_total: int
-    output_tokens_total: int
-    discarded_tokens_total: int  # drawn by steps in flight for sequences that had ended
-    preemptions_total: int
-    step_seconds_total: Seconds
-
+__all__ = [
+    "Abort",
+    "Emit",
+    "EngineEffect",
+    "EngineEvent",
+    "Execute",
+    "Output",
+    "Reject",
+    "ReportLoad",
+    "StepDone",
+    "StepFailed",
+    "Submit",
+]
 
 EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad

@@ -1,0 +1,229 @@
+"""KVCache: the one door to the blocks.
+
+A block is in exactly one state::
+
+    free       may be handed out: blank, untouched or cached (blocks.py)
+    held       referenced by at least one table
+    in flight  referenced only by fences: its owners have ended, a step that touches it has not
+
+A **fence** keeps blocks until a step is done. Content is published, and so can be hit, only when
+the step that computed it is done; until then its digest is *coming*, and a sequence that wants
+the same content had better wait than compute it again.
+
+It knows no requests and decides no order: that is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.core.kvcache.blocks import BlockPool
+from headrace.core.kvcache.chain import pack
+from headrace.core.kvcache.prefix import Content, PrefixIndex
+from headrace.errors import InvariantBroken
+from headrace.types import BlockId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.core.kvcache.table import BlockTable
+    from headrace.types import StepId, Tokens
+
+MIN_PARTIAL = 4
+"""Tokens that a copied block must save: computing fewer costs about what the copy does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCounts:
+    """How many blocks are in which state; ``free + held + in_flight == total``."""
+
+    total: int
+    free: int
+    cached: int  # of the free ones
+    held: int
+    in_flight: int
+
+
+class PartialHit(NamedTuple):
+    """``target`` begins, once ``source`` was copied to it, with ``num_tokens`` of the sequence."""
+
+    source: BlockId
+    target: BlockId
+    num_tokens: Tokens
+
+
+class KVCache:
+    """Blocks of ``block_size`` tokens, shared by content.
+
+    ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
+    that goes on differently gets a copy of it.
+    """
+
+    def __init__(self, *, num_blocks: int, block_size: Tokens, share_partial: bool = True) -> None:
+        self.block_size = block_size
+        self._share_partial = share_partial
+        self._index = PrefixIndex()
+        self._pool = BlockPool(num_blocks, evict=self._index.drop)
+        self._coming: dict[bytes, BlockTable] = {}  # digest -> who computes it
+        self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that may be handed out now, cached content included."""
+        return self._pool.num_free
+
+    def blocks_for(self, num_tokens: Tokens) -> int:
+        """Return how many blocks hold ``num_tokens``."""
+        return -(-num_tokens // self.block_size)
+
+    def demand(self, table: BlockTable) -> int:
+        """Return how many free blocks it takes until all of a table's tokens have a place.
+
+        Blocks that others hold and the table can share cost nothing; free cached ones do.
+        """
+        index = len(table.blocks)
+        while index < table.num_sharable:
+            block = self._index.find(table.digest(index))
+            if block is None or not self._pool.references(block):
+                break
+            index += 1
+        return self.blocks_for(len(table.tokens)) - index
+
+    def take_cached(self, table: BlockTable) -> Tokens:
+        """Append every cached block that continues a table; return the tokens gained.
+
+        The last token is left out: it must be computed for its logits. All of the table's blocks
+        must be full.
+        """
+        found: list[BlockId] = []
+        for index in range(len(table.blocks), table.num_sharable):
+            block = self._index.find(table.digest(index))
+            if block is None:
+                break
+            self._pool.share(block)
+            found.append(block)
+        if found:
+            table.blocks += tuple(found)
+            table.num_published = len(table.blocks)
+        return len(found) * self.block_size
+
+    def copy_cached(self, table: BlockTable, step: StepId) -> PartialHit | None:
+        """Append a copy of the cached block that begins like the table's next one.
+
+        The copy is made in ``step``; until that is done, a fence keeps the source.
+        """
+        if not self._share_partial or self.num_free < 2:  # the source may be a free one
+            return None
+        index = len(table.blocks)
+        start = index * self.block_size
+        tokens = table.tokens[start : min(start + self.block_size, len(table.tokens) - 1)]
+        if len(tokens) < MIN_PARTIAL:
+            return None
+        found = self._index.closest(table.parent(index), pack(tokens))
+        if found is None or found[1] < MIN_PARTIAL:
+            return None
+        source, num_tokens = found
+        self._pool.share(source)
+        self._fences.setdefault(step, []).append(source)
+        target = self._pool.take()
+        table.blocks += (target,)
+        return PartialHit(source, target, num_tokens)
+
+    def is_coming(self, table: BlockTable) -> bool:
+        """Whether another sequence is computing the first content that a table cannot share yet.
+
+        All of the table's blocks must be full.
+        """
+        if table.awaits in self._coming:
+            return True
+        index = len(table.blocks)
+        while table.is_full(index) and self._index.find(table.digest(index)) is not None:
+            index += 1
+        if not table.is_full(index):
+            return False
+        table.awaits = table.digest(index)
+        return table.awaits in self._coming
+
+    def grow(self, table: BlockTable, end: Tokens) -> bool:
+        """Give the tokens up to ``end`` a place, and announce that they are being computed.
+
+        False, and nothing is changed, if there are too few blocks.
+        """
+        num_blocks = self.blocks_for(end)
+        missing = num_blocks - len(table.blocks)
+        if missing > self._pool.num_free:
+            return False
+        if missing > 0:
+            table.blocks += tuple([self._pool.take() for _ in range(missing)])
+        for index in range(table.num_published, num_blocks):
+            if table.is_full(index):
+                self._coming.setdefault(table.digest(index), table)
+        return True
+
+    def publish(self, table: BlockTable, num_computed: Tokens) -> None:
+        """Offer a table's full blocks to the prefix cache; ``num_computed`` tokens are done."""
+        for index in range(table.num_published, num_computed // self.block_size):
+            digest, start = table.digest(index), index * self.block_size
+            tokens = pack(table.tokens[start : start + self.block_size])
+            self._index.add(table.blocks[index], Content(digest, table.parent(index), tokens))
+            self._retract(digest, table)
+            table.num_published = index + 1
+
+    def release(self, table: BlockTable, after: StepId | None) -> None:
+        """Take a table's blocks away: at once, or when step ``after`` is done."""
+        for digest in table.chain[table.num_published :]:
+            self._retract(digest, table)
+        blocks = table.blocks[::-1]
+        table.blocks, table.num_published = (), 0
+        if after is None:
+            self._give_back(blocks)
+        else:
+            self._fences.setdefault(after, []).extend(blocks)
+
+    def step_done(self, step: StepId) -> None:
+        """Open the fence of a step that is done, or has failed."""
+        self._give_back(self._fences.pop(step, ()))
+
+    def counts(self) -> BlockCounts:
+        """Return how many blocks are in which state."""
+        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
+        in_flight = sum(1 for b, count in fenced.items() if self._pool.references(b) == count)
+        total, free = self._pool.num_blocks, self._pool.num_free
+        return BlockCounts(
+            total=total,
+            free=free,
+            cached=self._pool.num_cached,
+            held=total - free - in_flight,
+            in_flight=in_flight,
+        )
+
+    def check_integrity(self, tables: Iterable[BlockTable]) -> None:
+        """Raise InvariantBroken unless the ledger balances against all ``tables`` in use."""
+        self._pool.check_integrity()
+        self._index.check_integrity()
+        tables = list(tables)
+        held = Counter(block for table in tables for block in table.blocks)
+        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
+        for block in map(BlockId, range(self._pool.num_blocks)):
+            references = self._pool.references(block)
+            if references != held[block] + fenced[block]:
+                raise InvariantBroken(
+                    f"block {block}: {references} references != {held[block]} in tables "
+                    f"+ {fenced[block]} in fences"
+                )
+        for block in self._pool.cached():
+            if block not in self._index:
+                raise InvariantBroken(f"block {block} is kept as cached, but holds nothing")
+        strangers = [d.hex() for d, table in self._coming.items() if table not in tables]
+        if strangers:
+            raise InvariantBroken(f"nobody computes the content that is coming: {strangers}")
+
+    def _retract(self, digest: bytes, table: BlockTable) -> None:
+        if self._coming.get(digest) is table:
+            del self._coming[digest]
+
+    def _give_back(self, blocks: Iterable[BlockId]) -> None:
+        for block in blocks:
+            self._pool.give_back(block, keep=block in self._index)

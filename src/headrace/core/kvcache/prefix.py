@@ -1,0 +1,89 @@
+"""PrefixIndex: which block holds the content with a given digest, and what is on its way.
+
+It knows nothing of references or free blocks. A digest names at most one block; a block has at
+most one digest.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.core.kvcache.chain import num_common
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from headrace.types import BlockId, Tokens
+
+MAX_SIBLINGS = 8
+"""Blocks under one parent that are compared at most, newest first: keeps a lookup O(1)."""
+
+
+class Content(NamedTuple):
+    """What a block holds: ``tokens`` (packed) after the chain that ends in ``parent``."""
+
+    digest: bytes
+    parent: bytes
+    tokens: bytes
+
+
+class PrefixIndex:
+    """Digest -> block, and parent digest -> its blocks."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, BlockId] = {}
+        self._contents: dict[BlockId, Content] = {}
+        self._children: dict[bytes, dict[BlockId, None]] = {}  # a dict as an ordered set
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __contains__(self, block: BlockId) -> bool:
+        return block in self._contents
+
+    def find(self, digest: bytes) -> BlockId | None:
+        """Return the block that holds ``digest``."""
+        return self._blocks.get(digest)
+
+    def add(self, block: BlockId, content: Content) -> bool:
+        """Name a block's content; False if another block already holds the same."""
+        if content.digest in self._blocks:
+            return False
+        if block in self._contents:
+            raise InvariantBroken(f"block {block} holds {self._contents[block].digest.hex()}")
+        self._blocks[content.digest] = block
+        self._contents[block] = content
+        self._children.setdefault(content.parent, {})[block] = None
+        return True
+
+    def drop(self, block: BlockId) -> None:
+        """Forget a block's content."""
+        content = self._contents.pop(block)
+        del self._blocks[content.digest]
+        siblings = self._children[content.parent]
+        del siblings[block]
+        if not siblings:
+            del self._children[content.parent]
+
+    def closest(self, parent: bytes, tokens: bytes) -> tuple[BlockId, Tokens] | None:
+        """Return the block under ``parent`` that begins with most of ``tokens``, and how many."""
+        best: tuple[BlockId, Tokens] | None = None
+        most = 0
+        for block in islice(reversed(self._children.get(parent, {})), MAX_SIBLINGS):
+            common = num_common(self._contents[block].tokens, tokens)
+            if common > most:
+                best, most = (block, common), common
+        return best
+
+    def check_integrity(self) -> None:
+        """Raise InvariantBroken unless the three maps tell the same."""
+        children = sum(len(blocks) for blocks in self._children.values())
+        if not len(self._blocks) == len(self._contents) == children:
+            raise InvariantBroken(
+                f"{len(self._blocks)} digests, {len(self._contents)} contents, {children} children"
+            )
+        for block, content in self._contents.items():
+            if self._blocks.get(content.digest) != block:
+                raise InvariantBroken(f"block {block} is not found under its own digest")
+            if block not in self._children[content.parent]:
+                raise InvariantBroken(f"block {block} is not among its parent's children")

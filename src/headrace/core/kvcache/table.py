@@ -1,0 +1,51 @@
+"""BlockTable: one sequence's blocks, and the digests of what they will hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace.core.kvcache.chain import extend
+
+if TYPE_CHECKING:
+    from headrace.types import BlockId, TokenId, Tokens
+
+
+@dataclass(slots=True, eq=False)
+class BlockTable:
+    """Position p of the sequence lies in ``blocks[p // block_size]``.
+
+    ``tokens`` is the sequence's own list, read here and never changed; ``chain`` holds the
+    digests of its full blocks as far as they were needed. The first ``num_published`` blocks
+    came from the prefix cache or were offered to it. ``awaits`` is the digest that was last found
+    to be on its way (a shortcut for the next look). Only KVCache changes a table.
+    """
+
+    tokens: list[TokenId]
+    block_size: Tokens
+    root: bytes
+    chain: list[bytes] = field(default_factory=list)
+    blocks: tuple[BlockId, ...] = ()  # replaced when it grows: plans hold it without a copy
+    num_published: int = 0
+    awaits: bytes = b""
+
+    @property
+    def num_sharable(self) -> int:
+        """Leading blocks that may be shared: the last token is always computed, for its logits."""
+        return (len(self.tokens) - 1) // self.block_size
+
+    def digest(self, index: int) -> bytes:
+        """Return the digest of block ``index``, which the tokens must fill."""
+        while len(self.chain) <= index:
+            start = len(self.chain) * self.block_size
+            tokens = self.tokens[start : start + self.block_size]
+            self.chain.append(extend(self.parent(len(self.chain)), tokens))
+        return self.chain[index]
+
+    def parent(self, index: int) -> bytes:
+        """Return what block ``index`` is chained to."""
+        return self.digest(index - 1) if index else self.root
+
+    def is_full(self, index: int) -> bool:
+        """Whether the known tokens fill block ``index``."""
+        return (index + 1) * self.block_size <= len(self.tokens)

@@ -1,0 +1,22 @@
+"""Counters of one engine, from its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.types import Seconds, Tokens
+
+
+@dataclass(slots=True)
+class Counters:
+    """What ReportLoad tells; see there."""
+
+    steps: int = 0
+    prompt_tokens: Tokens = 0
+    cached_tokens: Tokens = 0
+    output_tokens: Tokens = 0
+    discarded_tokens: Tokens = 0
+    preemptions: int = 0
+    step_seconds: Seconds = 0.0

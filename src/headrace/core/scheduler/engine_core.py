@@ -1,0 +1,231 @@
+"""EngineCore: the machine round the Scheduler. Requests in; steps and tokens out.
+
+It turns events into calls of the Scheduler, draws the consequences of tokens (stop, length),
+watches deadlines and reports load. Effects of one event come in the order: what is refused, the
+next steps (so that the device is never idle while tokens travel), tokens, the load report.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, assert_never
+
+from headrace.core.kvcache.cache import KVCache
+from headrace.core.scheduler.counters import Counters
+from headrace.core.scheduler.events import (
+    Abort,
+    Emit,
+    Execute,
+    Output,
+    Reject,
+    ReportLoad,
+    StepDone,
+    StepFailed,
+    Submit,
+)
+from headrace.core.scheduler.intake import Intake
+from headrace.core.scheduler.scheduler import Scheduler
+from headrace.core.scheduler.sequence import Sequence, Status
+from headrace.errors import InvariantBroken, Overloaded
+from headrace.machine import Tick
+from headrace.types import FinishReason, SequenceId
+
+if TYPE_CHECKING:
+    from headrace.core.scheduler.config import SchedulerConfig
+    from headrace.core.scheduler.events import EngineEffect, EngineEvent
+    from headrace.core.scheduler.intake import EngineSpec
+    from headrace.core.scheduler.plan import StepResult
+    from headrace.core.scheduler.step import Step
+    from headrace.types import Request, RequestId, Seconds, TokenId, TokenLogprobs
+
+
+class EngineCore:
+    """A Machine: one model on one executor. See ``build_engine_core``."""
+
+    def __init__(
+        self, intake: Intake, scheduler: Scheduler, counters: Counters, config: SchedulerConfig
+    ) -> None:
+        self._intake = intake
+        self.scheduler = scheduler  # for tests and journals to look at, not to call
+        self._counters = counters
+        self._config = config
+        self._live: dict[RequestId, Sequence] = {}
+        self._deadlines: list[tuple[Seconds, SequenceId, Sequence]] = []  # a heap
+        self._num_sequences = 0
+        self._next_report: Seconds | None = None  # None while idle
+        self._outputs: list[Output] = []  # of the event at hand
+
+    def handle(self, event: EngineEvent, now: Seconds) -> list[EngineEffect]:
+        """Take one event; return what should be done, in order."""
+        effects: list[EngineEffect] = []
+        match event:
+            case StepDone(step_id, result):
+                self._step_done(self.scheduler.land(step_id), result)
+            case Submit(request):
+                effects.extend(self._submit(request))
+            case Abort(request_id):
+                if sequence := self._live.get(request_id):
+                    self._end(sequence, FinishReason.ABORT)
+            case StepFailed(step_id, reason):
+                self._step_failed(self.scheduler.land(step_id, failed=True), reason)
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        self._expire(now)
+        while plan := self.scheduler.schedule():
+            effects.append(Execute(plan))
+        if self._live and not self.scheduler.in_flight:
+            raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
+        if self._outputs:
+            effects.append(Emit(tuple(self._outputs)))
+            self._outputs.clear()
+        effects.extend(self._report(now))
+        return effects
+
+    def next_wakeup(self) -> Seconds | None:
+        """Return the next deadline or the time of the next load report."""
+        times = [deadline for deadline, _, _ in self._deadlines[:1]]
+        if self._next_report is not None:
+            times.append(self._next_report)
+        return min(times, default=None)
+
+    def check_integrity(self) -> None:
+        """Raise InvariantBroken unless queues, tables and steps in flight agree."""
+        scheduler = self.scheduler
+        scheduler.check_integrity()
+        queued = {s.request.id for s in (*scheduler.waiting, *scheduler.running)}
+        if queued != self._live.keys():
+            raise InvariantBroken(f"queued {sorted(queued)} != live {sorted(self._live)}")
+
+    def _submit(self, request: Request) -> list[Reject]:
+        if request.id in self._live:  # M6: the same message twice
+            return []
+        if refusal := self._intake.refusal(request):
+            return [refusal]
+        if len(self.scheduler.waiting) >= self._config.max_num_waiting:
+            reason = f"{self._config.max_num_waiting} requests are waiting; try again later"
+            return [Reject(request.id, Overloaded.code, reason)]
+        sequence = self._intake.sequence(request, SequenceId(self._num_sequences))
+        self._num_sequences += 1
+        self._live[request.id] = sequence
+        self.scheduler.add(sequence)
+        if request.deadline is not None:
+            heappush(self._deadlines, (request.deadline, sequence.id, sequence))
+        return []
+
+    def _step_done(self, step: Step, result: StepResult) -> None:
+        self._counters.step_seconds += result.seconds
+        logprobs = dict(result.logprobs)
+        failures = dict(result.failures)
+        block_size = self.scheduler.kv.block_size
+        for index, (sequence, row) in enumerate(zip(step.sequences, step.rows, strict=True)):
+            if sequence.status is Status.ENDED:
+                self._counters.discarded_tokens += row.samples
+                continue
+            computed = row.start + row.num_tokens
+            if computed - sequence.table.num_published * block_size >= block_size:
+                self.scheduler.kv.publish(sequence.table, computed)
+            if not row.samples:
+                continue
+            sequence.num_unseen -= 1
+            token = result.tokens[index]
+            if token is None:
+                self._end(sequence, FinishReason.ERROR, failures.get(index, "no token was drawn"))
+            else:
+                self._accept(sequence, token, logprobs.get(index))
+
+    def _step_failed(self, step: Step, reason: str) -> None:
+        for sequence in step.sequences:
+            if sequence.status is not Status.ENDED:
+                self._end(sequence, FinishReason.ERROR, reason)
+
+    def _accept(self, sequence: Sequence, token: TokenId, logprobs: TokenLogprobs | None) -> None:
+        """Append a token; end the sequence if it was its last."""
+        request = sequence.request
+        finish: FinishReason | None = None
+        if token in request.stop_token_ids and sequence.num_output >= request.min_tokens:
+            finish = FinishReason.STOP
+        sequence.tokens.append(token)
+        self._counters.output_tokens += 1
+        if finish is None and len(sequence.tokens) >= sequence.max_tokens:
+            finish = FinishReason.LENGTH
+        cached = sequence.cached_tokens or 0
+        self._outputs.append(
+            Output(request.id, (token,), finish, cached, (logprobs,) if logprobs else ())
+        )
+        if finish is not None:
+            self._forget(sequence)
+
+    def _end(self, sequence: Sequence, finish: FinishReason, reason: str = "") -> None:
+        """End a sequence without a further token."""
+        cached = sequence.cached_tokens or 0
+        self._outputs.append(Output(sequence.request.id, (), finish, cached, reason=reason))
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._live[sequence.request.id]
+        self.scheduler.end(sequence)
+
+    def _expire(self, now: Seconds) -> None:
+        """End what is past its deadline, and keep the heap free of what has ended."""
+        deadlines = self._deadlines
+        if len(deadlines) > 2 * len(self._live) + 64:
+            deadlines[:] = [entry for entry in deadlines if entry[2].status is not Status.ENDED]
+            heapify(deadlines)
+        while deadlines:
+            deadline, _, sequence = deadlines[0]
+            if sequence.status is not Status.ENDED:
+                if deadline > now:
+                    return
+                self._end(sequence, FinishReason.DEADLINE)
+            heappop(deadlines)
+
+    def _report(self, now: Seconds) -> list[ReportLoad]:
+        """Report every ``report_period`` while there is work, and once when there is none."""
+        if not self._live and not self.scheduler.in_flight:
+            if self._next_report is None:
+                return []
+            self._next_report = None
+            return [self._load()]
+        due = self._next_report is not None and now >= self._next_report
+        if due or self._next_report is None:
+            self._next_report = now + self._config.report_period
+        return [self._load()] if due else []
+
+    def _load(self) -> ReportLoad:
+        counts, counters, scheduler = self.scheduler.kv.counts(), self._counters, self.scheduler
+        return ReportLoad(
+            step=counters.steps,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            waiting_tokens=scheduler.num_waiting_tokens(),
+            kv_blocks_total=counts.total,
+            kv_blocks_free=counts.free,
+            kv_blocks_cached=counts.cached,
+            prompt_tokens_total=counters.prompt_tokens,
+            cached_tokens_total=counters.cached_tokens,
+            output_tokens_total=counters.output_tokens,
+            discarded_tokens_total=counters.discarded_tokens,
+            preemptions_total=counters.preemptions,
+            step_seconds_total=counters.step_seconds,
+        )
+
+
+def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
+    """Return the machine for an executor as ``spec`` describes it."""
+    counters = Counters()
+    kv = KVCache(
+        num_blocks=spec.num_blocks,
+        block_size=spec.block_size,
+        share_partial=config.share_partial,
+    )
+    scheduler = Scheduler(
+        kv,
+        counters,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_steps_in_flight=config.max_steps_in_flight,
+        max_passes=config.max_passes,
+    )
+    return EngineCore(Intake(spec), scheduler, counters, config)

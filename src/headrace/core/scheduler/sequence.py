@@ -1,0 +1,70 @@
+"""Sequence: a request inside one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.plan import SequenceStart
+
+if TYPE_CHECKING:
+    from headrace.core.kvcache.table import BlockTable
+    from headrace.types import Request, SequenceId, StepId, TokenId, Tokens
+
+
+class Status(Enum):
+    """Where a sequence is. ``WAITING <-> RUNNING -> ENDED``, and ``WAITING -> ENDED``."""
+
+    WAITING = "waiting"  # holds no blocks; the executor does not know it
+    RUNNING = "running"
+    ENDED = "ended"  # its last Output is out; rows still in flight are discarded
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """``num_computed`` catches up with ``tokens``: that is all there is to prefill and decode.
+
+    ::
+
+        tokens     p p p p p p p p o o o          prompt, then output
+        computed   |------------->                planned or done; num_computed = 7
+        unseen                           u        drawn by a step in flight: not in tokens yet
+
+    Between steps a decoding sequence lacks exactly one token; with its newest token still
+    unseen it lacks none, and its next row says so with ``tokens=None``.
+    """
+
+    id: SequenceId
+    request: Request
+    tokens: list[TokenId]
+    table: BlockTable
+    max_tokens: Tokens  # of prompt and output together
+    status: Status = Status.WAITING
+    num_computed: Tokens = 0
+    num_unseen: Tokens = 0
+    last_step: StepId | None = None  # the last one planned with a row of this sequence
+    cached_tokens: Tokens | None = None  # None until first scheduled
+    num_passed: int = 0  # how often a later request was admitted while this one did not fit
+
+    @property
+    def num_missing(self) -> Tokens:
+        """Known tokens that no step has computed or is computing."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> Tokens:
+        """Tokens generated, by earlier attempts elsewhere too."""
+        return len(self.tokens) - len(self.request.prompt) + self.request.num_prior
+
+    def start(self) -> SequenceStart:
+        """Return what an executor must know before the first row."""
+        num_prompt = len(self.request.prompt) - self.request.num_prior
+        return SequenceStart(
+            sequence=self.id,
+            sampling=self.request.sampling,
+            prompt=tuple(self.tokens[:num_prompt]),
+            output=tuple(self.tokens[num_prompt:]),
+            min_tokens=self.request.min_tokens,
+            stop_token_ids=self.request.stop_token_ids,
+        )
