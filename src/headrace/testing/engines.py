@@ -1,0 +1,84 @@
+"""Small engines on the simulated executor, and what they must say.
+
+The executor checks that every row's context blocks hold exactly that row's tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.engine_core import build_engine_core
+from headrace.core.scheduler.plan import Row, SequenceStart, StepPlan
+from headrace.executor.base import ExecutorSpec
+from headrace.executor.simulated import SLOT_BYTES, SimulatedExecutor
+from headrace.testing.harness import EngineHarness
+from headrace.types import BlockId, FinishReason, SamplingParams, SequenceId, StepId
+
+if TYPE_CHECKING:
+    from headrace.types import Request, TokenId, Tokens
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def simulated_spec(
+    *,
+    num_blocks: int = 64,
+    block_size: Tokens = 4,
+    max_model_len: Tokens = 256,
+    vocab_size: int = 1000,
+) -> ExecutorSpec:
+    """Return the spec of an executor with checked blocks."""
+    return ExecutorSpec(
+        model_identity="simulated",
+        vocab_size=vocab_size,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        block_bytes=SLOT_BYTES * block_size,
+    )
+
+
+def simulated_engine(
+    spec: ExecutorSpec | None = None, config: SchedulerConfig | None = None
+) -> EngineHarness:
+    """Return a harness round a fresh engine."""
+    spec = spec or simulated_spec()
+    core = build_engine_core(spec, config or SchedulerConfig())
+    return EngineHarness(core, SimulatedExecutor(spec, check_kv=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a request gets if nothing disturbs it."""
+
+    tokens: tuple[TokenId, ...]
+    finish: FinishReason
+
+
+def undisturbed(request: Request, spec: ExecutorSpec) -> Stream:
+    """Return a request's stream, token by token, without any engine: the oracle."""
+    executor = SimulatedExecutor(spec)
+    num_prompt = len(request.prompt) - request.num_prior
+    start = SequenceStart(
+        sequence=SequenceId(0),
+        sampling=request.sampling,
+        prompt=request.prompt[:num_prompt],
+        output=request.prompt[num_prompt:],
+        min_tokens=request.min_tokens,
+        stop_token_ids=request.stop_token_ids,
+    )
+    room = min(spec.max_model_len, spec.num_blocks * spec.block_size) - len(request.prompt)
+    tokens: list[TokenId] = []
+    row = Row(SequenceId(0), 0, request.prompt, (BlockId(0),), True)
+    for index in range(min(request.max_tokens, room)):
+        starts = () if index else (start,)
+        drawn = executor.execute(StepPlan(step_id=StepId(index), rows=(row,), starts=starts))
+        token = drawn.tokens[0]
+        assert token is not None
+        tokens.append(token)
+        num_generated = request.num_prior + index  # before this token
+        if token in request.stop_token_ids and num_generated >= request.min_tokens:
+            return Stream(tuple(tokens), FinishReason.STOP)
+    return Stream(tuple(tokens), FinishReason.LENGTH)

@@ -1,0 +1,123 @@
+"""EngineHarness: an EngineCore and an executor in one thread, an event at a time.
+
+For tests that decide themselves when steps end. Every event is followed by the machine's
+``check_integrity()``; what every stream must satisfy is checked as its tokens arrive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, assert_never
+
+from headrace.core.scheduler.events import (
+    Abort,
+    Emit,
+    Execute,
+    Reject,
+    ReportLoad,
+    StepDone,
+    StepFailed,
+    Submit,
+)
+from headrace.errors import InvariantBroken
+from headrace.testing.journal import Journal
+
+if TYPE_CHECKING:
+    from headrace.core.scheduler.engine_core import EngineCore
+    from headrace.core.scheduler.events import EngineEffect, EngineEvent, Output
+    from headrace.core.scheduler.plan import StepPlan, StepResult
+    from headrace.executor.base import Executor
+    from headrace.types import FinishReason, Request, RequestId, Seconds, TokenId
+
+
+class EngineHarness:
+    """Feeds ``core``; runs its steps on ``executor`` at once and holds the results back.
+
+    ``tokens`` and ``finishes`` gather what came out; ``journal`` holds everything.
+    """
+
+    def __init__(self, core: EngineCore, executor: Executor) -> None:
+        self.core = core
+        self.now: Seconds = 0.0
+        self.tokens: dict[RequestId, list[TokenId]] = {}
+        self.finishes: dict[RequestId, FinishReason] = {}
+        self.outputs: dict[RequestId, list[Output]] = {}
+        self.rejects: dict[RequestId, Reject] = {}
+        self.journal: Journal[EngineEvent, EngineEffect] = Journal()
+        self._executor = executor
+        self._running: deque[tuple[StepPlan, StepResult]] = deque()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were planned and whose end was not told yet."""
+        return len(self._running)
+
+    @property
+    def plans(self) -> list[StepPlan]:
+        """Every step that was planned."""
+        return [effect.plan for effect in self.journal.effects if isinstance(effect, Execute)]
+
+    @property
+    def reports(self) -> list[ReportLoad]:
+        """Every load report."""
+        return [effect for effect in self.journal.effects if isinstance(effect, ReportLoad)]
+
+    def feed(self, event: EngineEvent) -> list[EngineEffect]:
+        """Handle one event at ``now``, check everything, keep what came out."""
+        effects = self.core.handle(event, self.now)
+        self.journal.observe(event, self.now, effects)
+        self.core.check_integrity()
+        wakeup = self.core.next_wakeup()
+        if wakeup is not None and wakeup <= self.now:
+            raise InvariantBroken(f"M3: woken at {wakeup}, now is {self.now}")
+        for effect in effects:
+            self._take(effect)
+        return effects
+
+    def submit(self, request: Request) -> None:
+        """Feed a Submit."""
+        self.feed(Submit(request))
+
+    def abort(self, request_id: RequestId) -> None:
+        """Feed an Abort."""
+        self.feed(Abort(request_id))
+
+    def finish_step(self, *, failed: str = "") -> StepPlan:
+        """Let the oldest step in flight end; return its plan."""
+        plan, result = self._running.popleft()
+        self.now += result.seconds
+        if failed:
+            self.feed(StepFailed(plan.step_id, failed))
+        else:
+            self.feed(StepDone(plan.step_id, result))
+        return plan
+
+    def run_until_idle(self, max_steps: int = 10_000) -> None:
+        """Finish steps until none is in flight."""
+        for _ in range(max_steps):
+            if not self._running:
+                return
+            self.finish_step()
+        raise InvariantBroken(f"still busy after {max_steps} steps")
+
+    def _take(self, effect: EngineEffect) -> None:
+        match effect:
+            case Execute(plan):
+                self._running.append((plan, self._executor.execute(plan)))
+            case Emit(outputs):
+                for output in outputs:
+                    self._receive(output)
+            case Reject(request_id):
+                self.rejects[request_id] = effect
+            case ReportLoad():
+                pass
+            case _:
+                assert_never(effect)
+
+    def _receive(self, output: Output) -> None:
+        if output.request_id in self.finishes:
+            raise InvariantBroken(f"{output} after the end of {output.request_id}")
+        self.outputs.setdefault(output.request_id, []).append(output)
+        self.tokens.setdefault(output.request_id, []).extend(output.tokens)
+        if output.finish is not None:
+            self.finishes[output.request_id] = output.finish

@@ -1,0 +1,41 @@
+"""SimulatedDevice: the performer of an engine's effects in virtual time.
+
+Steps run one after the other and take as long as the executor says; nothing waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.events import EngineEffect, Execute, StepDone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.executor.base import Executor
+    from headrace.types import Seconds
+
+
+class SimulatedDevice:
+    """Performs ``Execute``; leaves other effects to whoever observes the driver.
+
+    ``now`` reads the clock that ``feed_at`` is told times of.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        now: Callable[[], Seconds],
+        feed_at: Callable[[Seconds, StepDone], None],
+    ) -> None:
+        self._executor = executor
+        self._now = now
+        self._feed_at = feed_at
+        self._free_at: Seconds = float("-inf")
+
+    def perform(self, effect: EngineEffect) -> None:
+        """Run a step at once, and tell its end when it would have come."""
+        if isinstance(effect, Execute):
+            result = self._executor.execute(effect.plan)
+            self._free_at = max(self._free_at, self._now()) + result.seconds
+            self._feed_at(self._free_at, StepDone(effect.plan.step_id, result))

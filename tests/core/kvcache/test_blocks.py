@@ -1,0 +1,63 @@
+"""BlockPool: the order in which blocks are handed out. Against a model: tests/property."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.core.kvcache.blocks import BlockPool
+from headrace.errors import InvariantBroken
+from headrace.types import BlockId
+
+
+def pool_of(num_blocks: int) -> tuple[BlockPool, list[BlockId]]:
+    evicted: list[BlockId] = []
+    return BlockPool(num_blocks, evict=evicted.append), evicted
+
+
+def test_blank_blocks_come_first_then_untouched_then_the_oldest_cached():
+    pool, evicted = pool_of(5)
+    for _ in range(4):
+        pool.take()
+    pool.give_back(BlockId(2), keep=True)
+    pool.give_back(BlockId(1), keep=True)
+    pool.give_back(BlockId(3), keep=False)
+    assert [pool.take() for _ in range(4)] == [3, 4, 2, 1]
+    assert evicted == [2, 1]
+
+
+def test_a_shared_block_leaves_the_eviction_order_and_returns_as_the_newest():
+    pool, _ = pool_of(3)
+    for block in [pool.take() for _ in range(3)]:
+        pool.give_back(block, keep=True)
+    pool.share(BlockId(0))
+    assert pool.cached() == [1, 2]
+    pool.give_back(BlockId(0), keep=True)
+    assert pool.cached() == [1, 2, 0]
+
+
+def test_a_block_is_free_only_when_its_last_owner_gave_it_back():
+    pool, _ = pool_of(1)
+    block = pool.take()
+    pool.share(block)
+    pool.give_back(block, keep=False)
+    assert pool.num_free == 0
+    pool.give_back(block, keep=False)
+    assert pool.num_free == 1
+
+
+def test_giving_back_too_often_is_a_broken_invariant():
+    pool, _ = pool_of(1)
+    block = pool.take()
+    pool.give_back(block, keep=False)
+    with pytest.raises(InvariantBroken, match="block 0 was given back more often"):
+        pool.give_back(block, keep=False)
+
+
+def test_an_empty_pool_and_a_blank_block_are_refused():
+    pool, _ = pool_of(1)
+    block = pool.take()
+    with pytest.raises(InvariantBroken, match="all 1 are referenced"):
+        pool.take()
+    pool.give_back(block, keep=False)
+    with pytest.raises(InvariantBroken, match="holds nothing"):
+        pool.share(block)
