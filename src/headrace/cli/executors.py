@@ -1,0 +1,80 @@
+"""Which executor a process runs its steps on: the wiring, imported only where one is needed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.errors import ExecutorFault, MissingExtra, StartError
+from headrace.executor.base import ExecutorSpec
+from headrace.server.settings import AUTO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.executor.base import Executor
+    from headrace.server.settings import EngineSettings, ModelFile
+
+SIMULATED_BLOCK_TOKENS = 32
+"""As the CPU executor has it."""
+
+
+def executor_builder(
+    model: ModelFile, settings: EngineSettings, *, cache_dir: Path, progress: Callable[[str], None]
+) -> Callable[[], Executor]:
+    """Return a function that builds the executor; it blocks, and belongs in the executor's thread.
+
+    ``progress`` is called from that thread.
+    """
+    if model.simulated:
+        return lambda: _simulated(model, settings)
+    return lambda: _openvino(model, settings, cache_dir=cache_dir, progress=progress)
+
+
+def _simulated(model: ModelFile, settings: EngineSettings) -> Executor:
+    from headrace.executor.simulated import SimulatedExecutor
+    from headrace.model.gguf import read_gguf
+    from headrace.model.spec import spec_from_gguf
+    from headrace.server.executor_thread import PacedExecutor
+
+    model_spec = spec_from_gguf(read_gguf(Path(model.path)))
+    spec = ExecutorSpec(
+        model_identity=f"simulated/{model.name}",
+        vocab_size=model_spec.vocab_size,
+        max_model_len=_context(settings, model_spec.context_length),
+        block_size=SIMULATED_BLOCK_TOKENS,
+        num_blocks=max(1, settings.kv_cache_tokens // SIMULATED_BLOCK_TOKENS),
+        block_bytes=0,
+    )
+    never = threading.Event()  # a wait that cannot be shortened: one step at most
+    return PacedExecutor(SimulatedExecutor(spec), speed=settings.simulated_speed, wait=never.wait)
+
+
+def _context(settings: EngineSettings, longest: int) -> int:
+    return min(settings.max_model_len or longest, longest)
+
+
+def _openvino(
+    model: ModelFile, settings: EngineSettings, *, cache_dir: Path, progress: Callable[[str], None]
+) -> Executor:
+    try:
+        from headrace.executor.openvino.build import build_openvino_executor
+        from headrace.executor.openvino.cpu import Precision
+        from headrace.executor.openvino.options import KvPrecision, OpenVinoOptions
+    except ImportError as error:
+        raise MissingExtra(
+            f"{error.name} is not installed: pip install 'headrace[engine]'"
+        ) from None
+    progress(f"loading {model.name}")
+    options = OpenVinoOptions(
+        kv_tokens=settings.kv_cache_tokens,
+        max_model_len=settings.max_model_len or None,
+        precision=None if settings.precision == AUTO else Precision(settings.precision),
+        kv_precision=None if settings.kv_precision == AUTO else KvPrecision(settings.kv_precision),
+        num_threads=settings.threads or None,
+    )
+    try:
+        return build_openvino_executor(Path(model.path), cache_dir, options)
+    except ExecutorFault as fault:
+        raise StartError(f"{model.path}: {fault}") from fault

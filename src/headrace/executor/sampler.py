@@ -1,0 +1,167 @@
+"""Sampling state of the sequences of one executor, and the drawing of a step's tokens.
+
+The rule itself is in sampling.py; here are who draws with which settings, what a sequence has
+said so far, and the short ways for batches that need little. Knows nothing of models or blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from headrace.executor import sampling
+from headrace.executor.philox import uniforms
+from headrace.executor.sampling import Penalised, SamplingFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headrace.core.scheduler.plan import SequenceStart, StepPlan
+    from headrace.executor.sampling import F32
+    from headrace.types import SamplingParams, SequenceId, TokenId, TokenLogprobs, Tokens
+
+_log = logging.getLogger(__name__)
+
+
+class Draw(NamedTuple):
+    """A token to be drawn: of which sequence, at which position of it."""
+
+    sequence: SequenceId
+    position: Tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Drawn:
+    """What a step drew, aligned with the Draws; a failed one has no token."""
+
+    tokens: list[TokenId | None]
+    logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Sampler:
+    """Draws tokens. Sequences are known from their start to their end."""
+
+    def __init__(self) -> None:
+        self._voices: dict[SequenceId, _Voice] = {}
+
+    def begin_step(self, plan: StepPlan) -> None:
+        """Forget the sequences that ended, and meet those that start."""
+        for sequence in plan.ends:
+            self._voices.pop(sequence, None)
+        for start in plan.starts:
+            self._voices[start.sequence] = _Voice(start)
+
+    def last_token(self, sequence: SequenceId) -> TokenId:
+        """Return what the sequence drew last. Token 0 if that draw failed: nobody will see it."""
+        return self._voices[sequence].last_token or 0
+
+    def all_take_the_best(self, draws: Sequence[Draw]) -> bool:
+        """Tell whether every draw is the argmax of untouched logits, with nothing reported."""
+        voices = self._voices
+        return all(voices[draw.sequence].takes_the_best() for draw in draws)
+
+    def accept(self, draws: Sequence[Draw], tokens: Sequence[TokenId]) -> Drawn:
+        """Take tokens that were found elsewhere to be the best, after ``all_take_the_best``."""
+        for draw, token in zip(draws, tokens, strict=True):
+            self._voices[draw.sequence].accept(token)
+        return Drawn(tokens=list(tokens))
+
+    def draw(self, draws: Sequence[Draw], logits_DV: F32) -> Drawn:
+        """Draw one token for each row of ``logits_DV``. A row that fails fails alone."""
+        if self.all_take_the_best(draws):
+            best = logits_DV.argmax(axis=1)
+            if math.isfinite(logits_DV[np.arange(len(draws)), best].sum()):
+                return self.accept(draws, best.tolist())
+        numbers = self._uniforms(draws)
+        drawn = Drawn(tokens=[None] * len(draws))
+        for index, draw in enumerate(draws):
+            try:
+                token, logprobs = self._voices[draw.sequence].draw(logits_DV[index], numbers[index])
+            except SamplingFailed as error:
+                drawn.failures.append((index, str(error)))
+            except Exception:
+                _log.exception("sampling of sequence %d failed", draw.sequence)
+                drawn.failures.append((index, "sampling failed (an internal error)"))
+            else:
+                drawn.tokens[index] = token
+                if logprobs is not None:
+                    drawn.logprobs.append((index, logprobs))
+        return drawn
+
+    def _uniforms(self, draws: Sequence[Draw]) -> list[float]:
+        """Return the random number of each draw (0 where every draw is greedy)."""
+        params = [self._voices[draw.sequence].params for draw in draws]
+        if all(sampling.is_greedy(one) for one in params):
+            return [0.0] * len(draws)
+        seeds = [one.seed for one in params]
+        choices = [one.choice for one in params]
+        numbers: list[float] = uniforms(seeds, choices, [d.position for d in draws]).tolist()
+        return numbers
+
+
+class _Voice:
+    """One sequence: its settings, and of its tokens what they make necessary to remember."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        self.params: SamplingParams = start.sampling
+        self.last_token: TokenId | None = start.output[-1] if start.output else None
+        self._missing = start.min_tokens - len(start.output)  # before it may stop
+        self._stop_tokens = start.stop_token_ids
+        self._history = _History(start) if sampling.has_penalties(start.sampling) else None
+        self._plain = self._history is None and not start.sampling.logit_bias
+
+    def takes_the_best(self) -> bool:
+        """Tell whether the next token is the argmax of the untouched logits."""
+        params = self.params
+        untouched = self._plain and self._missing <= 0
+        return untouched and params.logprobs is None and sampling.is_greedy(params)
+
+    def draw(self, logits_V: F32, uniform: float) -> tuple[TokenId, TokenLogprobs | None]:
+        """Draw the next token from the model's logits, which are left as they are."""
+        self.last_token = None
+        adjusted_V = logits_V.copy()
+        sampling.adjust(
+            adjusted_V,
+            self.params,
+            forbidden=self._stop_tokens if self._missing > 0 else (),
+            penalised=self._history.penalised() if self._history else None,
+        )
+        token = sampling.draw(adjusted_V, self.params, uniform)
+        self.accept(token)
+        if self.params.logprobs is None:
+            return token, None
+        return token, sampling.logprobs_of(logits_V, token, self.params.logprobs)
+
+    def accept(self, token: TokenId) -> None:
+        """Append a token that was drawn."""
+        self.last_token = token
+        self._missing -= 1
+        if self._history is not None:
+            self._history.append(token)
+
+
+class _History:
+    """Distinct tokens of a sequence, with their counts in its output."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        tokens = dict.fromkeys(start.prompt) if start.sampling.repetition_penalty != 1 else {}
+        self._counts: dict[TokenId, int] = dict.fromkeys(tokens, 0)
+        for token in start.output:
+            self.append(token)
+
+    def append(self, token: TokenId) -> None:
+        """Count one more output token."""
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+    def penalised(self) -> Penalised:
+        """Return the tokens whose logits change."""
+        num = len(self._counts)
+        return Penalised(
+            ids=np.fromiter(self._counts.keys(), np.int64, num),
+            counts=np.fromiter(self._counts.values(), np.int64, num),
+        )

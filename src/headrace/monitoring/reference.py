@@ -1,0 +1,30 @@
+"""Writes docs/metrics.md: ``python -m headrace.monitoring.reference > docs/metrics.md``."""
+
+from __future__ import annotations
+
+import sys
+
+from headrace.monitoring.table import GATEWAY_TABLE
+
+_HEAD = """# Metrics
+
+Written from `headrace/monitoring/table.py`; do not edit. `GET /metrics` of a server answers in
+Prometheus text format. Times are seconds. Figures of engines come with their load reports, a few
+times a second.
+
+| name | kind | labels | meaning |
+|---|---|---|---|
+"""
+
+
+def reference() -> str:
+    """Return the page."""
+    rows = (
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '-'} | {metric.help} |\n"
+        for metric in GATEWAY_TABLE
+    )
+    return _HEAD + "".join(rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

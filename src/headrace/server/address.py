@@ -1,0 +1,68 @@
+"""Where a server listens, and who may reach it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+from headrace.errors import AddressInUse, UsageError
+
+if TYPE_CHECKING:
+    from headrace.server.settings import ServerConfig
+
+BACKLOG = 1024
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on ``host:port``. Raises AddressInUse or UsageError.
+
+    Clients that connect before anybody accepts wait in its backlog.
+    """
+    family, address = _resolve(host, port)[0]
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"{host}:{port} is in use by another process; choose another port with --port "
+                f"(0 takes any), or end that process"
+            ) from None
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listening
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """Refuse to open a server without a key to anybody but this machine. Raises UsageError."""
+    if config.api_key or config.insecure_no_auth or is_loopback(config.host):
+        return
+    raise UsageError(
+        f"host {config.host} can be reached from outside and no key is set: set "
+        f"HEADRACE_SERVER_API_KEY (or --api-key), or use --insecure-no-auth to allow everybody"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of ``host`` is this machine's own. Raises UsageError."""
+    addresses = [str(address[0]).partition("%")[0] for _, address in _resolve(host, 0)]
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a listening socket, with the port that the system chose."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
+    """Return (family, socket address) of each address of a host; never empty."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"host {host} is not an address of this machine: {error}") from None
+    return [(family, address) for family, _, _, _, address in found]

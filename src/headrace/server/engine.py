@@ -1,0 +1,196 @@
+"""One replica: an EngineCore on the event loop, its Executor in a thread, gateways on a socket.
+
+    gateway --Submit, Abort-->    EngineListener --> AsyncioDriver --Execute--> ExecutorThread
+            <--TokenFrame, Load--                <--   (EngineCore)  <--StepDone--
+
+Ends when it is told to (drained), when its supervisor is gone, or with exit code 1 when steps fail
+again and again or hang: whoever started it starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.engine_core import build_engine_core
+from headrace.core.scheduler.events import (
+    Emit,
+    Execute,
+    Reject,
+    ReportLoad,
+    StepDone,
+    StepFailed,
+)
+from headrace.machine import Source
+from headrace.server.child import Ready
+from headrace.server.driver import AsyncioDriver
+from headrace.server.executor_thread import ExecutorThread
+from headrace.server.links import ReplicaDescription
+from headrace.server.transport.listener import EngineListener
+from headrace.types import ReplicaId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.clock import Clock
+    from headrace.core.scheduler.events import EngineEffect, EngineEvent
+    from headrace.executor.base import Executor, ExecutorSpec
+    from headrace.server.settings import EngineProcess, EngineSettings
+
+WATCH_SECONDS = 1.0
+"""How often the engine looks whether its step still moves."""
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A replica. When it cannot go on it sets ``stop``, and fails when it is stopped."""
+
+    def __init__(self, *, settings: EngineSettings, clock: Clock, stop: asyncio.Event) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._thread = ExecutorThread(finished=self._step_finished, clock=clock)
+        self._driver: AsyncioDriver[EngineEvent, EngineEffect] | None = None
+        self._listener: EngineListener | None = None
+        self._num_faults = 0  # in a row
+        self._stop = stop
+        self._failure: str | None = None
+
+    async def start(self, process: EngineProcess, build: Callable[[], Executor]) -> ExecutorSpec:
+        """Build the executor, then listen: whoever can connect finds the engine ready."""
+        spec = await self._thread.start(build)
+        self._driver = AsyncioDriver(
+            build_engine_core(spec, scheduler_config(self._settings)),
+            perform=self._perform,
+            clock=self._clock,
+            loop=self._loop,
+            on_fault=self._machine_died,
+        )
+        self._listener = EngineListener(
+            description=_description(process, spec),
+            deliver=self._driver.feed,
+            clock=self._clock,
+            limits=process.transport,
+        )
+        await self._listener.start(Path(process.socket))
+        return spec
+
+    async def stop(self, *, drain_seconds: float) -> int:
+        """Let running requests finish for so long, then end; return the exit code."""
+        if self._listener is not None:
+            if self._failure is None:
+                await self._drain(self._listener, drain_seconds)
+            self._listener.close(self._failure or "the replica is shutting down")
+        if self._driver is not None:
+            self._driver.close()
+        await self._thread.stop()
+        if self._failure is None:
+            return 0
+        _log.critical("the engine ends: %s", self._failure)
+        return 1
+
+    async def _drain(self, listener: EngineListener, drain_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(drain_seconds):
+                await listener.drain()
+        except TimeoutError:
+            _log.warning("%d requests did not finish in time", listener.num_requests)
+
+    async def watch(self) -> None:
+        """Break off when a step takes far too long: a device that hangs tells nobody."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._thread.busy_seconds() > self._settings.step_seconds:
+                self._break(f"a step takes more than {self._settings.step_seconds:g} s")
+
+    def _perform(self, effect: EngineEffect) -> None:
+        assert self._listener is not None
+        match effect:
+            case Execute(plan):
+                self._thread.submit(plan)
+            case Emit(outputs):
+                self._listener.send_outputs(outputs)
+            case Reject(request_id, code, reason):
+                self._listener.send_rejection(request_id, code, reason)
+            case ReportLoad():
+                self._listener.send_load(effect)
+            case _:
+                assert_never(effect)
+
+    def _step_finished(self, outcome: StepDone | StepFailed) -> None:
+        """Tell the core, and count faults in a row."""
+        assert self._driver is not None
+        self._driver.feed(outcome, Source.DEVICE)
+        self._num_faults = 0 if isinstance(outcome, StepDone) else self._num_faults + 1
+        if self._num_faults >= self._settings.max_faults:
+            # After the driver's turn, so that the requests hear of their failure first.
+            self._loop.call_soon(self._break, f"{self._num_faults} steps in a row failed")
+
+    def _machine_died(self, error: Exception) -> None:
+        _log.critical("the engine core died", exc_info=error)
+        self._break(f"the engine core died: {error}")
+
+    def _break(self, reason: str) -> None:
+        self._failure = self._failure or reason
+        self._stop.set()
+
+
+def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
+    """Return what the Batch Scheduler is told of the settings."""
+    return SchedulerConfig(
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_waiting=settings.max_waiting,
+        max_steps_in_flight=settings.steps_in_flight,
+        report_period=settings.report_seconds,
+    )
+
+
+def _description(process: EngineProcess, spec: ExecutorSpec) -> ReplicaDescription:
+    return ReplicaDescription(
+        replica=ReplicaId(process.replica),
+        model_identity=spec.model_identity,
+        vocab_size=spec.vocab_size,
+        max_model_len=spec.max_model_len,
+        block_size=spec.block_size,
+        num_blocks=spec.num_blocks,
+        max_num_seqs=process.engine.max_num_seqs,
+        pid=os.getpid(),
+    )
+
+
+async def serve_engine(
+    process: EngineProcess,
+    *,
+    build: Callable[[], Executor],
+    clock: Clock,
+    report: Callable[[Ready], None],
+    stop: asyncio.Event,
+) -> int:
+    """Run an engine until ``stop``; return the exit code. ``build`` is called in its thread."""
+    scheduler_config(process.engine)  # a wrong setting is told before minutes of loading
+    engine = Engine(settings=process.engine, clock=clock, stop=stop)
+    starting = asyncio.create_task(engine.start(process, build))
+    stopping = asyncio.create_task(_set(stop))
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # told to end while the model loads
+        starting.cancel()
+        return await engine.stop(drain_seconds=0)
+    spec = starting.result()
+    gc.collect()
+    gc.freeze()  # what is here now stays: collections need not look at it again
+    report(Ready(model=spec.model_identity, kv_tokens=spec.num_blocks * spec.block_size))
+    watching = asyncio.create_task(engine.watch())
+    await stopping
+    watching.cancel()
+    return await engine.stop(drain_seconds=process.drain_seconds)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()

@@ -1,0 +1,44 @@
+"""Settings of a gateway."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from headrace.server.gateway.http.limits import HttpLimits
+
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Number = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One gateway process. Secrets come from the file or the environment, not from here."""
+
+    http: HttpLimits = HttpLimits()
+    max_model_len: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="longest prompt + output; 0: the model's own")
+    ] = 0
+    default_max_tokens: Annotated[
+        int,
+        Meta(ge=0, le=1 << 30, description="output limit where none is asked; 0: what fits"),
+    ] = 0
+    max_waiting: Annotated[
+        _Number, Meta(description="requests that may wait for a replica with room")
+    ] = 256
+    max_wait: Annotated[_Seconds, Meta(description="how long one may wait there")] = 30.0
+    max_outstanding: Annotated[_Number, Meta(description="requests on one replica")] = 512
+    request_timeout: Annotated[_Seconds, Meta(description="longest life of one request")] = 600.0
+    stuck_after: Annotated[
+        _Seconds, Meta(description="without a step, until a replica with work counts as stuck")
+    ] = 10.0
+    inline_bytes: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="longer texts are tokenised in a thread")
+    ] = 2048
+    large_body_bytes: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="longer bodies are parsed in a thread")
+    ] = 256 * 1024
+    text_threads: Annotated[int, Meta(ge=1, le=64, description="threads for that")] = 1
+    max_in_threads: Annotated[
+        _Number, Meta(description="requests in those threads or waiting for them")
+    ] = 256

@@ -1,0 +1,131 @@
+"""The front door: request ids, methods that every route has, tasks, and the count of answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from headrace.errors import (
+    AuthenticationFailed,
+    MethodNotAllowed,
+    NotReady,
+    RequestError,
+    UnsupportedMediaType,
+)
+from headrace.server.gateway.http.messages import JSON, Response, error_response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from headrace.clock import Clock
+    from headrace.server.gateway.figures import Figures
+    from headrace.server.gateway.http.exchange import Exchange
+    from headrace.server.gateway.http.messages import HttpRequest, RequestHead
+    from headrace.server.gateway.routes import RouteTable
+
+_LOG = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_ID_BITS = 128
+CLIENT_LEFT = 499  # nginx's number, in metrics only
+
+
+class Front:
+    """Between the listener and the routes."""
+
+    def __init__(
+        self,
+        routes: RouteTable,
+        *,
+        figures: Figures,
+        clock: Clock,
+        random_bits: Callable[[int], int],
+    ) -> None:
+        self._routes = routes
+        self._figures = figures
+        self._clock = clock
+        self._random_bits = random_bits
+
+    def refuse(self, head: RequestHead) -> RequestError | None:
+        """Refuse a request by its head."""
+        return self._routes.refuse(head)
+
+    def serve(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request that the route table did not refuse."""
+        head = request.head
+        route = self._routes.find(head.path)
+        assert route is not None
+        self._open(exchange, route.path, head.headers.get(b"x-request-id", b""))
+        if head.method == "OPTIONS":
+            allow = route.allow.encode()
+            exchange.reply(Response(200, b"", JSON, ((b"allow", allow),)))
+            return
+        if head.method == "POST":
+            _check_media_type(head.headers.get(b"content-type", b""))
+        route.serve(request, exchange)
+
+    def refused(self, error: RequestError, exchange: Exchange) -> None:
+        """Answer what was no request, or was refused by its head."""
+        self._open(exchange, "_refused", b"")
+        if isinstance(error, MethodNotAllowed):
+            exchange.context.headers.append((b"allow", error.allow.encode()))
+        if isinstance(error, AuthenticationFailed):
+            exchange.context.headers.append((b"www-authenticate", b"Bearer"))
+        exchange.reply(error_response(error))
+
+    def _open(self, exchange: Exchange, route: str, request_id: bytes) -> None:
+        if _REQUEST_ID.fullmatch(request_id) is None:
+            request_id = b"%032x" % self._random_bits(_ID_BITS)
+        exchange.context.headers.append((b"x-request-id", request_id))
+        since = self._clock.now()
+
+        def count(ended: Exchange) -> None:
+            seconds = self._clock.now() - since
+            self._figures.answered(route, ended.status or CLIENT_LEFT, seconds)
+
+        exchange.on_end = count
+
+
+class Tasks:
+    """Coroutines that answer requests: one task each, cancelled when its client leaves."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self, until: asyncio.Future[None]) -> None:
+        """Hold the tasks until ``until`` is done; raise what it raises."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await asyncio.wait((until,))
+            self._group = None
+        until.result()
+
+    def spawn(self, answer: Coroutine[None, None, None], exchange: Exchange) -> None:
+        """Run ``answer``; what it raises becomes the response."""
+        if self._group is None:
+            answer.close()
+            raise NotReady("the server is shutting down")
+        task = self._group.create_task(_guard(answer, exchange))
+
+        def cancel() -> None:
+            task.cancel()
+
+        exchange.on_gone = cancel
+
+
+async def _guard(answer: Coroutine[None, None, None], exchange: Exchange) -> None:
+    try:
+        await answer
+    except RequestError as error:
+        exchange.fail(error)
+    except Exception:
+        _LOG.exception("a request failed")
+        exchange.fail(RequestError("internal error"))
+
+
+def _check_media_type(content_type: bytes) -> None:
+    """Demand JSON by name: a browser cannot send that to another site unasked (no CSRF)."""
+    media_type = content_type.split(b";", 1)[0].strip().lower()
+    if media_type != JSON:
+        raise UnsupportedMediaType("send the body as content-type: application/json")

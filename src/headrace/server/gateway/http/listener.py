@@ -1,0 +1,168 @@
+"""All client connections of a process: how many there may be, their deadlines, their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from email.utils import formatdate
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.clock import unix_time
+from headrace.errors import Overloaded, RequestError
+from headrace.server.gateway.http.connection import Connection
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from headrace.clock import Clock
+    from headrace.server.gateway.http.exchange import Exchange
+    from headrace.server.gateway.http.limits import HttpLimits
+    from headrace.server.gateway.http.messages import HttpRequest, RequestHead
+    from headrace.types import Seconds
+
+_LOG = logging.getLogger(__name__)
+_ACCEPT_BACKLOG = 1024
+
+
+class Application(Protocol):
+    """Answers requests."""
+
+    def refuse(self, head: RequestHead) -> RequestError | None:
+        """Refuse a request by its head, before its body is read."""
+        ...
+
+    def serve(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request, now or later."""
+        ...
+
+    def refused(self, error: RequestError, exchange: Exchange) -> None:
+        """Answer what could not be read as a request, or was refused by its head."""
+        ...
+
+
+class Listener:
+    """Accepts connections on sockets it is given. ``count`` is told how many there are."""
+
+    def __init__(
+        self,
+        *,
+        limits: HttpLimits,
+        clock: Clock,
+        application: Application,
+        count: Callable[[int], None],
+    ) -> None:
+        self.limits = limits
+        self.clock = clock
+        self.date = _http_date()  # as old as the last tick
+        self._application = application
+        self._count = count
+        self._connections: dict[Connection, str] = {}
+        self._per_address: Counter[str] = Counter()
+        self._servers: list[asyncio.Server] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+
+    @property
+    def num_connections(self) -> int:
+        """Open client connections."""
+        return len(self._connections)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections on a bound socket."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Connection(self), sock=sock, backlog=_ACCEPT_BACKLOG
+        )
+        self._servers.append(server)
+        if self._timer is None:
+            self._timer = loop.call_later(self.limits.sweep_period, self._tick)
+
+    def admit(self, connection: Connection, address: str) -> RequestError | None:
+        """Register a connection, or refuse it."""
+        refusal = self._refusal(address)
+        self._connections[connection] = address
+        self._per_address[address] += 1
+        self._count(len(self._connections))
+        return refusal
+
+    def release(self, connection: Connection) -> None:
+        """Forget a connection."""
+        address = self._connections.pop(connection)
+        self._count(len(self._connections))
+        self._per_address[address] -= 1
+        if self._per_address[address] == 0:
+            del self._per_address[address]
+        if not self._connections and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def refuse(self, head: RequestHead) -> RequestError | None:
+        """See Application."""
+        return self._application.refuse(head)
+
+    def refused(self, error: RequestError, exchange: Exchange) -> None:
+        """See Application."""
+        self._application.refused(error, exchange)
+
+    def serve(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Answer a request: the boundary round each, where bugs of ours become a 500."""
+        try:
+            self._application.serve(request, exchange)
+        except RequestError as error:
+            exchange.fail(error)
+        except Exception:
+            _LOG.exception("request failed: %s %s", request.head.method, request.head.path)
+            exchange.fail(RequestError("internal error"))
+
+    def sweep(self) -> None:
+        """Enforce every connection's deadlines."""
+        now = self.clock.now()
+        for connection in tuple(self._connections):
+            connection.sweep(now)
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets, and every connection as soon as it is idle."""
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self._connections):
+            connection.retire()
+
+    async def closed(self, limit: Seconds) -> None:
+        """Wait until the last connection is closed, at most ``limit`` seconds."""
+        if self._connections:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._empty,), timeout=limit)
+
+    def close(self) -> None:
+        """Cut what is left and stop the timer."""
+        self.stop_accepting()
+        for connection in tuple(self._connections):
+            connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.limits.sweep_period, self._tick)
+        self.date = _http_date()
+        self.sweep()
+
+    def _refusal(self, address: str) -> RequestError | None:
+        limits = self.limits
+        if len(self._connections) >= limits.max_connections:
+            return Overloaded(f"over {limits.max_connections} connections")
+        if self._per_address[address] < limits.max_connections_per_ip:
+            return None
+        if limits.loopback_is_exempt and _is_local(address):
+            return None
+        return Overloaded(f"over {limits.max_connections_per_ip} connections from one address")
+
+
+def _http_date() -> bytes:
+    return formatdate(unix_time(), usegmt=True).encode()
+
+
+def _is_local(address: str) -> bool:
+    return address == "unix" or ip_address(address).is_loopback

@@ -1,0 +1,179 @@
+"""A client's request to core Requests: defaults, limits that depend on the model, salts, seeds."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+from headrace.core.kvcache.chain import chain_root, prompt_chain
+from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from headrace.types import Request, RequestId, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from headrace.server.gateway.api.requests import GenerationFields
+    from headrace.types import Seconds, TokenId, Tokens
+
+T = TypeVar("T")
+
+DEFAULT_TENANT = "default"
+_SEED_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a request asks for beyond GenerationFields, with the two APIs' differences resolved."""
+
+    fields: GenerationFields
+    max_tokens: Tokens | None
+    logprobs: int | None
+    prompt_field: str  # for errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What is drawn or counted for one request."""
+
+    id: str
+    seed: int
+    deadline: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The model's limits, as this gateway serves it."""
+
+    context_length: Tokens
+    vocab_size: int
+    end_ids: tuple[TokenId, ...]
+    default_max_tokens: Tokens | None  # None: what fits
+
+
+class Chains:
+    """Names prompts' blocks, apart for each tenant and each client's ``cache_salt``."""
+
+    def __init__(self, *, secret: bytes, model_identity: str, block_size: Tokens) -> None:
+        self._model_identity = model_identity
+        self._block_size = block_size
+        self._salt = hmac.digest(secret, DEFAULT_TENANT.encode(), "sha256")
+        self._root = lru_cache(maxsize=256)(self._compute_root)
+
+    def name(self, group: tuple[Request, ...], cache_salt: str | None) -> tuple[Request, ...]:
+        """Return requests of one prompt with its block digests. A client's salt adds to ours."""
+        root = self._root(cache_salt)
+        chain = prompt_chain(root, group[0].prompt, self._block_size)
+        return tuple(replace(request, chain=chain, chain_root=root) for request in group)
+
+    def _compute_root(self, cache_salt: str | None) -> bytes:
+        salt = self._salt
+        if cache_salt is not None:
+            salt = hmac.digest(salt, cache_salt.encode(), "sha256")
+        return chain_root(
+            salt=salt, model_identity=self._model_identity, block_size=self._block_size
+        )
+
+
+def build_requests(
+    asked: Asked, prompts: Sequence[tuple[TokenId, ...]], draft: Draft, model: ModelFacts
+) -> tuple[tuple[Request, ...], ...]:
+    """Return for each prompt its n requests. Raises InvalidRequest, with ``param``."""
+    fields = asked.fields
+    if fields.response_format is not None and fields.response_format.type != "text":
+        raise UnsupportedField("only response_format text is supported", param="response_format")
+    num_choices = fields.n or 1
+    sampling = _sampling(asked, draft, model)
+    stop_token_ids = _stop_token_ids(fields, model)
+    groups = []
+    for place, prompt in enumerate(prompts):
+        max_tokens = _max_tokens(asked, prompt, model)
+        first = Request(
+            id=RequestId(f"{draft.id}#{place * num_choices}"),
+            prompt=prompt,
+            max_tokens=max_tokens,
+            min_tokens=_min_tokens(fields, max_tokens),
+            stop_token_ids=stop_token_ids,
+            sampling=sampling,
+            deadline=draft.deadline,
+        )
+        others = [
+            replace(
+                first,
+                id=RequestId(f"{draft.id}#{place * num_choices + choice}"),
+                sampling=replace(sampling, choice=choice),
+            )
+            for choice in range(1, num_choices)
+        ]
+        groups.append((first, *others))
+    return tuple(groups)
+
+
+def _sampling(asked: Asked, draft: Draft, model: ModelFacts) -> SamplingParams:
+    fields = asked.fields
+    bias = tuple((fields.logit_bias or {}).items())
+    _check_tokens((token for token, _ in bias), model, "logit_bias")
+    default = SamplingParams()
+    return SamplingParams(
+        temperature=_or(fields.temperature, default.temperature),
+        top_p=_or(fields.top_p, default.top_p),
+        top_k=max(0, _or(fields.top_k, default.top_k)),
+        min_p=_or(fields.min_p, default.min_p),
+        presence_penalty=_or(fields.presence_penalty, default.presence_penalty),
+        frequency_penalty=_or(fields.frequency_penalty, default.frequency_penalty),
+        repetition_penalty=_or(fields.repetition_penalty, default.repetition_penalty),
+        logit_bias=bias,
+        seed=_or(fields.seed, draft.seed) & _SEED_MASK,
+        logprobs=asked.logprobs,
+    )
+
+
+def _max_tokens(asked: Asked, prompt: Sequence[TokenId], model: ModelFacts) -> Tokens:
+    room = model.context_length - len(prompt)
+    if not prompt:
+        raise InvalidRequest("the prompt has no tokens", param=asked.prompt_field)
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(prompt)} tokens and the model's context {model.context_length}, "
+            "of which the answer needs at least one; shorten the prompt",
+            param=asked.prompt_field,
+        )
+    if asked.max_tokens is None:
+        return min(room, model.default_max_tokens or room)
+    if asked.max_tokens > room:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(prompt)} tokens, {asked.max_tokens} more are asked for, and the "
+            f"model's context is {model.context_length}; shorten the prompt or ask for less",
+            param="max_tokens",
+        )
+    return asked.max_tokens
+
+
+def _min_tokens(fields: GenerationFields, max_tokens: Tokens) -> Tokens:
+    min_tokens = fields.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {min_tokens} and max_tokens {max_tokens}", param="min_tokens"
+        )
+    return min_tokens
+
+
+def _stop_token_ids(fields: GenerationFields, model: ModelFacts) -> tuple[TokenId, ...]:
+    asked = fields.stop_token_ids or []
+    _check_tokens(asked, model, "stop_token_ids")
+    own = () if fields.ignore_eos else model.end_ids
+    return tuple(dict.fromkeys((*own, *asked)))
+
+
+def _check_tokens(tokens: Iterable[TokenId], model: ModelFacts, param: str) -> None:
+    worst = max(tokens, default=0)
+    if worst >= model.vocab_size:
+        raise InvalidRequest(
+            f"{param}: token {worst} is not below {model.vocab_size}, the number of tokens",
+            param=param,
+        )
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,151 @@
+"""Settings of the processes, light enough for the supervisor and the command line to import.
+
+Each field has its unit, its range and one line for ``--help`` and docs/config.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from headrace.monitoring.logging import LogFormat, LogLevel
+from headrace.server.gateway.config import GatewayConfig
+from headrace.server.transport.frames import ConnectionLimits
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+SIMULATED_MODEL = "simulated"
+AUTO = "auto"
+"""A choice that is left to the processor and the model."""
+
+
+class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The supervisor: where it listens, what it starts, how long it waits."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255, description="address to listen on")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes any")] = 8000
+    api_key: Annotated[
+        str, Meta(max_length=512, description="key that clients must send; empty: no key")
+    ] = ""
+    insecure_no_auth: Annotated[
+        bool, Meta(description="allow a host other than loopback without a key")
+    ] = False
+    replicas: Annotated[int, Meta(ge=1, le=64, description="engines to start")] = 1
+    drain_seconds: Annotated[
+        float, Meta(ge=0, le=86400, description="time for running requests after SIGTERM")
+    ] = 60.0
+    start_seconds: Annotated[
+        float, Meta(gt=0, le=86400, description="time for an engine to become ready")
+    ] = 300.0
+    restart_min_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="pause before a dead engine is started again")
+    ] = 1.0
+    restart_max_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="longest such pause; it doubles each time")
+    ] = 60.0
+    crash_loop_deaths: Annotated[
+        int, Meta(ge=1, le=1000, description="deaths in a row, none after a minute of service")
+    ] = 5
+
+
+class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is served."""
+
+    name: Annotated[
+        str, Meta(min_length=1, description="name, PATH.gguf, pypi:..., hf:org/repo, simulated")
+    ] = DEFAULT_MODEL
+    served_name: Annotated[
+        str, Meta(max_length=256, description="name that clients use; empty: the model's own")
+    ] = ""
+    cache_dir: Annotated[
+        str, Meta(description="where fetched models are kept; empty: the user's cache directory")
+    ] = ""
+
+
+class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One replica."""
+
+    threads: Annotated[
+        int, Meta(ge=0, le=1024, description="threads that compute; 0: as many as cores")
+    ] = 0
+    kv_cache_tokens: Annotated[
+        int, Meta(ge=64, le=1 << 30, description="tokens that the KV cache holds")
+    ] = 32768
+    max_model_len: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="longest prompt + output; 0: the model's own")
+    ] = 0
+    precision: Annotated[
+        str, Meta(pattern="^(auto|f32|bf16)$", description="arithmetic: auto, f32, bf16")
+    ] = AUTO
+    kv_precision: Annotated[
+        str, Meta(pattern="^(auto|f32|f16|u8)$", description="keys and values: auto, f32, f16, u8")
+    ] = AUTO
+    max_num_seqs: Annotated[
+        int, Meta(ge=1, le=8192, description="sequences in one step at most")
+    ] = 64
+    max_num_batched_tokens: Annotated[
+        int, Meta(ge=16, le=1 << 20, description="tokens in one step at most")
+    ] = 512
+    max_waiting: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="requests that may wait in one engine")
+    ] = 1024
+    steps_in_flight: Annotated[
+        int, Meta(ge=1, le=2, description="2: plan a step while the device runs the one before")
+    ] = 2
+    report_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="pause between load reports at the least")
+    ] = 0.25
+    step_seconds: Annotated[
+        float, Meta(gt=0, le=86400, description="a step that takes longer is a fault")
+    ] = 120.0
+    max_faults: Annotated[
+        int, Meta(ge=1, le=1000, description="failed steps in a row that end the engine")
+    ] = 3
+    simulated_speed: Annotated[
+        float, Meta(ge=0, le=1e6, description="time factor of the simulated model; 0: no time")
+    ] = 1.0
+
+
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all processes write to stderr."""
+
+    format: Annotated[LogFormat, Meta(description="text or json")] = LogFormat.TEXT
+    level: Annotated[LogLevel, Meta(description="debug, info, warning, error")] = LogLevel.WARNING
+
+
+class ModelFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that is in the file system. ``simulated``: only its words are used."""
+
+    path: str
+    name: str
+    simulated: bool = False
+
+
+class EngineProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that the supervisor tells an engine process."""
+
+    replica: str
+    socket: str
+    cache_dir: str
+    model: ModelFile
+    engine: EngineSettings
+    transport: ConnectionLimits
+    log: LogConfig
+    drain_seconds: float
+
+
+class GatewayProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that the supervisor tells a gateway process. ``engines``: sockets by replica."""
+
+    name: str
+    listening_fd: int
+    engines: dict[str, str]
+    model: ModelFile
+    served_name: str
+    api_keys: tuple[str, ...]
+    gateway: GatewayConfig
+    transport: ConnectionLimits
+    log: LogConfig
+    drain_seconds: float

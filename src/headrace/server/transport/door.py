@@ -1,0 +1,69 @@
+"""What an engine checks of a request before its core sees it.
+
+Gateways validate for clients, with better words; but another front end will appear, and a value
+out of range must cost one request, not the engine. Here are the ranges that only the executor
+would trip over; prompt and lengths are judged by the core (core/scheduler/intake.py).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.types import Request, SamplingParams
+
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+MAX_STOP_TOKEN_IDS = 1024
+_MAX_SEED = (1 << 64) - 1
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, 1 << 31),
+    ("min_p", 0.0, 1.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("repetition_penalty", 0.0, 10.0),
+    ("seed", 0, _MAX_SEED),
+    ("choice", 0, 1 << 31),
+)
+
+
+def objection(request: Request, *, vocab_size: int) -> str | None:
+    """Return what is wrong with ``request``, in words for its sender, or None."""
+    if request.min_tokens > request.max_tokens:
+        return f"min_tokens {request.min_tokens} is above max_tokens {request.max_tokens}"
+    if request.deadline is not None and not math.isfinite(request.deadline):
+        return "the deadline is not a number"
+    if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        return f"more than {MAX_STOP_TOKEN_IDS} stop_token_ids"
+    return _sampling_objection(request.sampling, vocab_size=vocab_size)
+
+
+def _sampling_objection(sampling: SamplingParams, *, vocab_size: int) -> str | None:
+    values = (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        sampling.min_p,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.repetition_penalty,
+        sampling.seed,
+        sampling.choice,
+    )
+    for (name, low, high), value in zip(_RANGES, values, strict=True):
+        if not low <= value <= high:  # also false for NaN
+            return f"{name} is {value}, not within {low} and {high}"
+    if sampling.top_p == 0 or sampling.repetition_penalty == 0:
+        return "top_p and repetition_penalty must be above 0"
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
+        return f"logprobs is {sampling.logprobs}, not within 0 and {MAX_LOGPROBS}"
+    if len(sampling.logit_bias) > MAX_LOGIT_BIAS:
+        return f"more than {MAX_LOGIT_BIAS} entries in logit_bias"
+    for token, bias in sampling.logit_bias:
+        if not 0 <= token < vocab_size or not math.isfinite(bias):
+            return f"logit_bias has {token}: {bias}"
+    return None

@@ -1,0 +1,269 @@
+"""The engine's end: takes requests from gateways, sends each the tokens of its own streams.
+
+A gateway that goes away has its requests aborted. Requests are known to the engine by their
+RequestId, to a gateway by the stream number that it chose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.events import Abort, Submit
+from headrace.errors import ProtocolError
+from headrace.messages import (
+    AbortRequest,
+    Hello,
+    Load,
+    Rejected,
+    SubmitRequest,
+    TokenFrame,
+    TokenRow,
+    decode_to_engine,
+)
+from headrace.server.transport.convert import (
+    load_message,
+    request_of,
+    row_message,
+    welcome_message,
+)
+from headrace.server.transport.door import objection
+from headrace.server.transport.frames import FrameConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from headrace.clock import Clock
+    from headrace.server.links import ReplicaDescription
+    from headrace.server.transport.frames import ConnectionLimits
+    from headrace.types import Output, ReportLoad, RequestId, Tokens
+
+MAX_GATEWAYS = 64
+"""Connections to one engine: far more than one per gateway process."""
+
+_log = logging.getLogger(__name__)
+
+
+def _bind(path: Path) -> socket.socket:
+    """Return a socket bound to a new file at ``path``, mode 0600 from the first moment."""
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(previous)
+    return listening
+
+
+class _Route:
+    """Where the tokens of one request go."""
+
+    __slots__ = ("cached_tokens", "session", "stream")
+
+    def __init__(self, session: _Session, stream: int) -> None:
+        self.session = session
+        self.stream = stream
+        self.cached_tokens: Tokens = 0  # what the gateway was last told
+
+
+class _Session:
+    """One gateway's connection."""
+
+    def __init__(self, connection: FrameConnection) -> None:
+        self.connection = connection
+        self.gateway: str | None = None  # None until Hello
+        self.requests: dict[int, RequestId] = {}  # stream -> request
+        self.greeting: asyncio.TimerHandle | None = None
+        self._streams: list[int] = []
+        self._tokens: list[int] = []
+        self._rows: list[TokenRow] = []
+
+    def add(self, route: _Route, output: Output) -> None:
+        """Put one output into the frame of this step."""
+        is_plain = (
+            len(output.tokens) == 1
+            and output.finish is None
+            and not output.logprobs
+            and output.cached_tokens == route.cached_tokens
+        )
+        if is_plain:
+            self._streams.append(route.stream)
+            self._tokens.append(output.tokens[0])
+        else:
+            route.cached_tokens = output.cached_tokens
+            self._rows.append(row_message(output, stream=route.stream))
+
+    def flush(self) -> None:
+        """Send the frame of this step, if there is anything in it."""
+        if self._streams or self._rows:
+            self.connection.send(TokenFrame(self._streams, self._tokens, self._rows))
+            self._streams, self._tokens, self._rows = [], [], []
+
+
+class EngineListener:
+    """Accepts gateways on a Unix socket and speaks for one engine.
+
+    ``deliver`` is given Submit and Abort events, on the loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        description: ReplicaDescription,
+        deliver: Callable[[Submit | Abort], None],
+        clock: Clock,
+        limits: ConnectionLimits,
+    ) -> None:
+        self._description = description
+        self._deliver = deliver
+        self._clock = clock
+        self._limits = limits
+        self._sessions: dict[FrameConnection, _Session] = {}
+        self._routes: dict[RequestId, _Route] = {}
+        self._server: asyncio.Server | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self._load: Load | None = None  # the last report, for gateways that come later
+
+    @property
+    def num_requests(self) -> int:
+        """Requests accepted and not finished."""
+        return len(self._routes)
+
+    async def start(self, path: Path) -> None:
+        """Listen on a new socket at ``path`` that only this user may open."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: FrameConnection(self, self._limits), sock=_bind(path)
+        )
+
+    async def drain(self) -> None:
+        """Take no more requests; return when those accepted have ended. Bound it from outside."""
+        self._is_draining = True
+        if self._server is not None:
+            self._server.close()
+        await self._idle.wait()
+
+    def close(self, reason: str) -> None:
+        """Abort what is left and end all connections."""
+        self._is_draining = True
+        if self._server is not None:
+            self._server.close()
+        for session in tuple(self._sessions.values()):
+            session.connection.close(reason)
+
+    # From the engine
+
+    def send_outputs(self, outputs: Iterable[Output]) -> None:
+        """Send the tokens of one step, one frame for each gateway concerned."""
+        for output in outputs:
+            route = self._routes.get(output.request_id)
+            if route is None:
+                continue
+            route.session.add(route, output)
+            if output.finish is not None:
+                self._forget(output.request_id)
+        for session in self._sessions.values():
+            session.flush()
+
+    def send_rejection(self, request_id: RequestId, code: str, reason: str) -> None:
+        """Tell the gateway that this request will not be served."""
+        route = self._routes.get(request_id)
+        if route is not None:
+            self._forget(request_id)
+            route.session.connection.send(Rejected(route.stream, code, reason))
+
+    def send_load(self, report: ReportLoad) -> None:
+        """Tell every gateway, but none that has token frames waiting."""
+        self._load = load_message(report)
+        for session in self._sessions.values():
+            if session.gateway is not None and not session.connection.is_congested:
+                session.connection.send(self._load)
+
+    # From connections (FramePeer)
+
+    def opened(self, connection: FrameConnection) -> None:
+        """See FramePeer."""
+        session = _Session(connection)
+        self._sessions[connection] = session
+        if len(self._sessions) > MAX_GATEWAYS:
+            connection.abort(f"more than {MAX_GATEWAYS} gateways")
+            return
+        seconds = self._limits.greeting_seconds
+        session.greeting = asyncio.get_running_loop().call_later(
+            seconds, connection.abort, f"no Hello within {seconds:g} s"
+        )
+
+    def received(self, connection: FrameConnection, payload: bytes) -> None:
+        """See FramePeer."""
+        session = self._sessions[connection]
+        message = decode_to_engine(payload)
+        if session.gateway is None and not isinstance(message, Hello):
+            raise ProtocolError(f"the first frame is a {type(message).__name__}, not a Hello")
+        match message:
+            case Hello():
+                self._greet(session, message)
+            case SubmitRequest():
+                self._submit(session, message)
+            case AbortRequest():
+                self._abort(session, message.stream)
+
+    def closed(self, connection: FrameConnection, reason: str) -> None:
+        """See FramePeer."""
+        session = self._sessions.pop(connection)
+        if session.greeting is not None:
+            session.greeting.cancel()
+        if session.gateway is not None:
+            _log.info("gateway %s is gone: %s", session.gateway, reason)
+        for stream in tuple(session.requests):
+            self._abort(session, stream)
+
+    def _greet(self, session: _Session, message: Hello) -> None:
+        if session.gateway is not None:
+            raise ProtocolError("a second Hello")
+        assert session.greeting is not None
+        session.greeting.cancel()
+        session.gateway = message.gateway
+        session.connection.send(welcome_message(self._description))
+        if self._load is not None:
+            session.connection.send(self._load)
+
+    def _submit(self, session: _Session, message: SubmitRequest) -> None:
+        stream = message.stream
+        if stream in session.requests:
+            raise ProtocolError(f"stream {stream} is in use")
+        request = request_of(message, now=self._clock.now())
+        if self._is_draining:
+            session.connection.send(Rejected(stream, "not_ready", "the replica is shutting down"))
+            return
+        wrong = objection(request, vocab_size=self._description.vocab_size)
+        if request.id in self._routes:
+            wrong = f"request id {request.id} is in use"
+        if wrong is not None:
+            session.connection.send(Rejected(stream, "invalid_request", wrong))
+            return
+        self._routes[request.id] = _Route(session, stream)
+        session.requests[stream] = request.id
+        self._idle.clear()
+        self._deliver(Submit(request))
+
+    def _abort(self, session: _Session, stream: int) -> None:
+        request_id = session.requests.get(stream)
+        if request_id is not None:
+            self._forget(request_id)
+            self._deliver(Abort(request_id))
+
+    def _forget(self, request_id: RequestId) -> None:
+        route = self._routes.pop(request_id)
+        del route.session.requests[route.stream]
+        if not self._routes:
+            self._idle.set()

@@ -1,0 +1,278 @@
+"""An engine in this process, a gateway's link on its real socket, a simulated executor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from headrace.clock import MonotonicClock
+from headrace.errors import ConfigError, ExecutorFault, ModelTooLarge
+from headrace.executor.base import ExecutorSpec
+from headrace.executor.simulated import SimulatedExecutor
+from headrace.server.engine import serve_engine
+from headrace.server.executor_thread import PacedExecutor
+from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, ModelFile
+from headrace.server.transport.frames import ConnectionLimits
+from headrace.server.transport.link import EngineLink
+from headrace.testing.async_test import async_test
+from headrace.types import FinishReason, ReplicaId, Request, RequestId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from headrace.core.scheduler.plan import StepPlan, StepResult
+    from headrace.executor.base import Executor
+    from headrace.server.child import Ready
+    from headrace.server.links import ReplicaDescription, ReplicaLink
+    from headrace.types import Output, ReportLoad, TokenId
+
+SPEC = ExecutorSpec(
+    model_identity="simulated/test",
+    vocab_size=1000,
+    max_model_len=256,
+    block_size=16,
+    num_blocks=64,
+    block_bytes=0,
+)
+
+
+class Client:
+    """LinkEvents that gather the tokens of each request."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.lost = asyncio.Event()
+        self.tokens: dict[str, list[TokenId]] = {}
+        self.ends: dict[str, asyncio.Future[Output]] = {}
+        self.refusals: dict[str, str] = {}
+        self.reports: asyncio.Queue[ReportLoad] = asyncio.Queue()
+
+    def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
+        assert description.num_blocks == SPEC.num_blocks
+        self.ready.set()
+
+    def replica_lost(self, replica: ReplicaId, reason: str) -> None:
+        self.lost.set()
+
+    def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            self.tokens.setdefault(output.request_id, []).extend(output.tokens)
+            if output.finish is not None:
+                self.end(output.request_id).set_result(output)
+
+    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
+        self.refusals[request_id] = code
+        self.end(request_id).cancel()
+
+    def load(self, replica: ReplicaId, report: ReportLoad) -> None:
+        self.reports.put_nowait(report)
+
+    def end(self, name: str) -> asyncio.Future[Output]:
+        return self.ends.setdefault(name, asyncio.get_running_loop().create_future())
+
+    async def idle_report(self) -> ReportLoad:
+        while True:
+            report = await self.reports.get()
+            if not report.running and not report.waiting:
+                return report
+
+
+def process(path: Path, **settings: object) -> EngineProcess:
+    return EngineProcess(
+        replica="r0",
+        socket=str(path),
+        cache_dir="",
+        model=ModelFile(path="", name="test", simulated=True),
+        engine=EngineSettings(report_seconds=0.01, **settings),
+        transport=ConnectionLimits(),
+        log=LogConfig(),
+        drain_seconds=5,
+    )
+
+
+class Running:
+    """An engine that runs in this loop, and a client of it."""
+
+    def __init__(self, link: EngineLink, client: Client, task: asyncio.Task[int]) -> None:
+        self.link = link
+        self.client = client
+        self.task = task
+        self.stop = asyncio.Event()
+
+    async def generate(self, name: str, prompt: Sequence[int], max_tokens: int) -> Output:
+        self.link.submit(Request(id=RequestId(name), prompt=tuple(prompt), max_tokens=max_tokens))
+        return await self.client.end(name)
+
+
+@asynccontextmanager
+async def engine(
+    path: Path, build: Callable[[], Executor] = lambda: SimulatedExecutor(SPEC), **settings: object
+) -> AsyncIterator[Running]:
+    client, stop = Client(), asyncio.Event()
+    reports: list[Ready] = []
+    task = asyncio.create_task(
+        serve_engine(
+            process(path, **settings),
+            build=build,
+            clock=MonotonicClock(),
+            report=reports.append,
+            stop=stop,
+        )
+    )
+    link = EngineLink(
+        replica=ReplicaId("r0"),
+        gateway="g0",
+        path=path,
+        events=client,
+        clock=MonotonicClock(),
+        limits=ConnectionLimits(retry_max_seconds=0.02),
+    )
+    linking = asyncio.create_task(link.run())
+    try:
+        await client.ready.wait()
+        running = Running(link, client, task)
+        running.stop = stop
+        yield running
+    finally:
+        stop.set()
+        linking.cancel()
+        await asyncio.wait([task, linking])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "r0.sock"
+
+
+@async_test
+async def test_tokens_come_back_and_all_blocks_are_free_at_the_end(path: Path):
+    async with engine(path) as running:
+        ends = await asyncio.gather(
+            *(running.generate(f"r{i}", range(1, 20 + i), 10) for i in range(20))
+        )
+        assert {end.finish for end in ends} == {FinishReason.LENGTH}
+        assert {len(tokens) for tokens in running.client.tokens.values()} == {10}
+        report = await running.client.idle_report()
+        assert report.kv_blocks_free == report.kv_blocks_total == SPEC.num_blocks
+        assert report.output_tokens_total == 200
+
+
+@async_test
+async def test_the_same_request_gives_the_same_tokens_alone_and_in_company(path: Path):
+    async with engine(path) as running:
+        await running.generate("alone", range(5), 30)
+        await asyncio.gather(
+            running.generate("with others", range(5), 30),
+            *(running.generate(f"other{i}", range(i, 60), 30) for i in range(8)),
+        )
+        assert running.client.tokens["alone"] == running.client.tokens["with others"]
+
+
+@async_test
+async def test_a_prompt_that_is_too_long_is_refused(path: Path):
+    async with engine(path) as running:
+        with pytest.raises(asyncio.CancelledError):
+            await running.generate("long", range(300), 10)
+        assert running.client.refusals == {"long": "context_length_exceeded"}
+
+
+@async_test
+async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(path: Path):
+    async with engine(path) as running:
+        going_on = asyncio.create_task(running.generate("a", range(5), 200))
+        await running.client.reports.get()  # it runs
+        running.stop.set()
+        assert (await going_on).finish is FinishReason.LENGTH
+        assert await running.task == 0
+        await running.client.lost.wait()
+
+
+class Broken(SimulatedExecutor):
+    """Every step fails."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        raise ExecutorFault("the device is gone")
+
+
+@async_test
+async def test_a_failed_step_fails_its_requests_and_many_in_a_row_end_the_engine(path: Path):
+    # Two steps of each request fail: the second was planned before the first was known.
+    async with engine(path, lambda: Broken(SPEC), max_faults=4) as running:
+        for name in ("a", "b"):
+            end = await running.generate(name, range(5), 10)
+            assert (end.finish, end.reason) == (FinishReason.ERROR, "the device is gone")
+        assert await running.task == 1
+
+
+@async_test
+async def test_a_step_that_hangs_ends_the_engine(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("headrace.server.engine.WATCH_SECONDS", 0.01)
+    release = threading.Event()
+    hanging = PacedExecutor(SimulatedExecutor(SPEC), speed=1, wait=lambda _: release.wait(10))
+    async with engine(path, lambda: hanging, step_seconds=0.05) as running:
+        running.link.submit(Request(id=RequestId("a"), prompt=(1,), max_tokens=5))
+        await running.client.lost.wait()
+        release.set()
+        assert await running.task == 1
+
+
+@async_test
+async def test_an_executor_that_cannot_be_built_ends_the_start_with_its_error(path: Path):
+    def build() -> Executor:  # before anything listens
+        raise ModelTooLarge("needs 9 GB")
+
+    with pytest.raises(ModelTooLarge):
+        await serve_engine(
+            process(path),
+            build=build,
+            clock=MonotonicClock(),
+            report=lambda _: None,
+            stop=asyncio.Event(),
+        )
+
+
+@async_test
+async def test_settings_that_contradict_each_other_are_told_before_anything_is_loaded(path: Path):
+    def build() -> Executor:
+        raise AssertionError("loaded")
+
+    with pytest.raises(ConfigError, match="max_num_batched_tokens"):
+        await serve_engine(
+            process(path, max_num_seqs=64, max_num_batched_tokens=32),
+            build=build,
+            clock=MonotonicClock(),
+            report=lambda _: None,
+            stop=asyncio.Event(),
+        )
+
+
+@async_test
+async def test_an_engine_that_is_told_to_end_while_it_loads_does(path: Path):
+    release, loading, stop = threading.Event(), threading.Event(), asyncio.Event()
+
+    def build() -> Executor:
+        loading.set()
+        release.wait(10)
+        return SimulatedExecutor(SPEC)
+
+    reports: list[Ready] = []
+    task = asyncio.create_task(
+        serve_engine(
+            process(path),
+            build=build,
+            clock=MonotonicClock(),
+            report=reports.append,
+            stop=stop,
+        )
+    )
+    await asyncio.to_thread(loading.wait)
+    stop.set()
+    await asyncio.sleep(0)
+    release.set()
+    assert await task == 0
+    assert reports == []
