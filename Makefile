@@ -28,9 +28,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-serve: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[engine,fast]'
+	$(BIN)/python -m pip install --disable-pip-version-check $$([ -t 1 ] || echo --quiet) -e '.[engine,fast]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $$([ -t 1 ] || echo --quiet) -e '.[dev]'
 	@touch $@ $(VENV)/.installed-serve

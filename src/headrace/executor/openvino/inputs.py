@@ -43,7 +43,7 @@ def quick_size(num_tokens: Tokens) -> Tokens:
 
     Multiplications with quantised weights unpack them once for each 64 or 128 rows, and badly
     for what is left over: on a Sapphire Rapids core SmolLM2-135M takes 203 ms for 272 tokens and
-    173 ms for 384 (benchmarks/results/executor_sizes.md).
+    173 ms for 384 (benchmarks/results/executor.md).
     """
     if num_tokens <= 64 or 128 < num_tokens <= 160:
         return num_tokens

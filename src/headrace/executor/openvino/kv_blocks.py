@@ -58,6 +58,9 @@ class KvBlocks:
             start = end
 
 
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
 def allocate(port: ov.Output, num_blocks: int) -> tuple[ov.Tensor, npt.NDArray[np.uint8]]:
     """Return a cache for an input of a compiled graph, as a tensor and as bytes.
 
@@ -67,6 +70,6 @@ def allocate(port: ov.Output, num_blocks: int) -> tuple[ov.Tensor, npt.NDArray[n
     block_shape = [dimensions[i].get_length() for i in range(1, len(dimensions))]
     kind = port.get_element_type()
     block_bytes = math.prod(block_shape) * kind.size
-    memory = np.frombuffer(mmap.mmap(-1, num_blocks * block_bytes), np.uint8)
+    memory = np.frombuffer(mmap.mmap(-1, num_blocks * block_bytes, flags=_PRIVATE), np.uint8)
     tensor = ov.Tensor(memory, ov.Shape([num_blocks, *block_shape]), kind)
     return tensor, memory.reshape(num_blocks, block_bytes)
