@@ -202,7 +202,7 @@ class Broken(SimulatedExecutor):
 @async_test
 async def test_a_failed_step_fails_its_requests_and_many_in_a_row_end_the_engine(path: Path):
     # Two steps of each request fail: the second was planned before the first was known.
-    async with engine(path, lambda: Broken(SPEC), max_faults=4) as running:
+    async with engine(path, lambda: Broken(SPEC), max_faults=4, steps_in_flight=2) as running:
         for name in ("a", "b"):
             end = await running.generate(name, range(5), 10)
             assert (end.finish, end.reason) == (FinishReason.ERROR, "the device is gone")

@@ -93,7 +93,7 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 1024
     steps_in_flight: Annotated[
         int, Meta(ge=1, le=2, description="2: plan a step while the device runs the one before")
-    ] = 2
+    ] = 1
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25
