@@ -42,13 +42,13 @@ def config_of(depth: int) -> SchedulerConfig:
     )
 
 
-def arrivals_of(seed: int) -> Arrivals:
-    """300 requests, some at the very same time, some aborted, some in a hurry."""
+def arrivals_of(seed: int, num_requests: int = NUM_REQUESTS) -> Arrivals:
+    """Requests, some at the very same time, some aborted, some in a hurry."""
     random = Random(seed)
     prefixes = [tuple(random.choices(range(1000), k=100)) for _ in range(5)]
     arrivals: Arrivals = []
     now = 0.0
-    for index in range(NUM_REQUESTS):
+    for index in range(num_requests):
         now += random.expovariate(12)
         if random.random() < 0.3:
             now = round(now + 0.05, 1)
@@ -121,6 +121,15 @@ def test_both_drivers_give_the_same_effects_in_the_same_order_and_time(depth: in
     real = on_asyncio(arrivals_of(1), config)
     assert simulated.entries == real.entries
     assert simulated.text() == real.text()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_both_drivers_agree_on_a_thousand_seeds():
+    for seed in range(1000):
+        config = config_of(1 + seed % 2)
+        arrivals = arrivals_of(seed, num_requests=40)
+        assert in_the_simulator(arrivals, config).entries == on_asyncio(arrivals, config).entries
 
 
 def test_the_run_that_is_compared_has_everything_in_it():

@@ -62,6 +62,7 @@ def _openvino(
         from headrace.executor.openvino.build import build_openvino_executor
         from headrace.executor.openvino.cpu import Precision
         from headrace.executor.openvino.options import KvPrecision, OpenVinoOptions
+        from headrace.executor.openvino.weights import WeightForm
     except ImportError as error:
         raise MissingExtra(
             f"{error.name} is not installed: pip install 'headrace[engine]'"
@@ -72,6 +73,7 @@ def _openvino(
         max_model_len=settings.max_model_len or None,
         precision=None if settings.precision == AUTO else Precision(settings.precision),
         kv_precision=None if settings.kv_precision == AUTO else KvPrecision(settings.kv_precision),
+        weight_form=None if settings.weight_form == AUTO else WeightForm(settings.weight_form),
         num_threads=settings.threads or None,
     )
     try:

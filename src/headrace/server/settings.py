@@ -82,6 +82,13 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     kv_precision: Annotated[
         str, Meta(pattern="^(auto|f32|f16|u8)$", description="keys and values: auto, f32, f16, u8")
     ] = AUTO
+    weight_form: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|stored|dense)$",
+            description="auto, stored (as in the file), dense (unpacked: large batches quicker)",
+        ),
+    ] = AUTO
     max_num_seqs: Annotated[
         int, Meta(ge=1, le=8192, description="sequences in one step at most")
     ] = 64

@@ -80,7 +80,7 @@ def choose(options: OpenVinoOptions, cpu: Cpu, context_length: Tokens) -> Choice
         kv_tokens=options.kv_tokens,
         max_model_len=max_model_len,
         precision=precision,
-        kv_precision=options.kv_precision or KvPrecision.U8,
+        kv_precision=options.kv_precision or KvPrecision.F16,
         weight_form=weight_form,
         num_threads=options.num_threads or cpu.num_cores,
         dynamic_quantization=options.dynamic_quantization,
