@@ -60,9 +60,15 @@ def test_run_refuses_a_prompt_that_does_not_fit_and_numbers_out_of_range(
         assert done.stderr.count("\n") == 1
 
 
+def _heed_ctrl_c() -> None:
+    """In the child: a job in the background, as the tests may be, is born ignoring SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_run_quietly(simulated: str, environment: Mapping[str, str]):
     with subprocess.Popen(
         command("run", simulated, "a question", "--max-tokens", "900"),
+        preexec_fn=_heed_ctrl_c,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
