@@ -36,6 +36,36 @@ def test_greedy_answers_are_the_same_streamed_or_not_alone_or_in_company(tiny: S
     assert alone["usage"]["completion_tokens"] == 24
 
 
+SAMPLED = {"max_tokens": 24, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+
+
+@pytest.mark.xdist_group("tiny")
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"seed": 6},
+        {"temperature": 0},
+        {"top_k": 1},
+        {"top_p": 0.01},
+        {"min_p": 0.99},
+        {"presence_penalty": 2},
+        {"frequency_penalty": 2},
+        {"repetition_penalty": 5},
+        {"logit_bias": {"65": 100}},
+        {"max_tokens": 3},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_a_field_of_a_request_changes_the_tokens(tiny: ServerProcess, field: dict[str, object]):
+    texts = []
+    for fields in (SAMPLED, SAMPLED, SAMPLED | field):
+        status, answer = complete(tiny, "the rain in", **fields)
+        assert status == 200
+        texts.append(answer["choices"][0]["text"])
+    assert texts[0] == texts[1]  # so that it is the field, and not chance
+    assert texts[0] != texts[2]
+
+
 @pytest.mark.xdist_group("tiny")
 def test_a_client_that_hangs_up_frees_its_blocks(tiny: ServerProcess):
     with stream(tiny, "hang up", max_tokens=900) as events:
