@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test test-all check bench clean
+.PHONY: serve demo test test-all check bench clean
 
 serve: $(VENV)/.installed-serve
 	@exec $(BIN)/headrace serve $(ARGS)
+
+demo: $(VENV)/.installed-serve
+	@$(BIN)/python benchmarks/demo/demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@scripts/check

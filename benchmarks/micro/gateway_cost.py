@@ -30,6 +30,7 @@ from headrace.monitoring.metrics import Registry
 from headrace.monitoring.table import GATEWAY_TABLE
 from headrace.server.gateway.app import Gateway, Outside, build_gateway
 from headrace.server.gateway.config import GatewayConfig
+from headrace.server.keys import Keys
 from headrace.testing.fake_replica import FIRST, describe
 from headrace.types import FinishReason
 
@@ -87,6 +88,9 @@ class PacedReplica:
         if len(self._left) >= self._start_at and not self._running:
             self._running = True
             asyncio.get_running_loop().call_later(self._pace, self._step)
+
+    def want_snapshot(self) -> None:
+        """See ReplicaLink: it has no content to tell of."""
 
     def abort(self, request_id: RequestId) -> None:
         """Drop a request."""
@@ -172,7 +176,7 @@ async def benchmark(model: Path, repetitions: int) -> dict[str, float]:
     text = load_text_model(model)
     outside = Outside(MonotonicClock(), random.Random(0).getrandbits, Registry(GATEWAY_TABLE))
     gateway = build_gateway(
-        GatewayConfig(), text=text, names=("model",), api_keys=("key",)[:0], outside=outside
+        GatewayConfig(), text=text, names=("model",), keys=Keys(), outside=outside
     )
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))

@@ -102,6 +102,11 @@ class Server:
         for pid in tree_of(self._pid()):
             _signal(pid, signal.SIGSTOP)
 
+    def kill(self) -> None:
+        """End it at once, without a word."""
+        for pid in tree_of(self._pid()):
+            _signal(pid, signal.SIGKILL)
+
     def resume(self) -> None:
         for pid in tree_of(self._pid()):
             _signal(pid, signal.SIGCONT)

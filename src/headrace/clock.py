@@ -28,3 +28,8 @@ class MonotonicClock:
 def unix_time() -> int:
     """Return whole seconds since 1970 (for ``created`` fields and dated files, never deadlines)."""
     return int(time.time())
+
+
+def wall_time() -> float:
+    """Return seconds since 1970, for people to read; it may jump, so nothing waits by it."""
+    return time.time()

@@ -20,8 +20,16 @@ import msgspec
 
 from headrace.errors import ConfigError
 from headrace.server.gateway.config import GatewayConfig
+from headrace.server.gateway.foreign.config import ForeignConfig
 from headrace.server.gateway.http.limits import HttpLimits
-from headrace.server.settings import EngineSettings, LogConfig, ModelConfig, ServerConfig
+from headrace.server.settings import (
+    AutoscalerSettings,
+    ConsoleConfig,
+    EngineSettings,
+    LogConfig,
+    ModelConfig,
+    ServerConfig,
+)
 from headrace.server.transport.frames import ConnectionLimits
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 PREFIX = "HEADRACE_"
 FILE_NAME = "headrace.toml"
-SECRETS = frozenset({"server.api_key"})
+SECRETS = frozenset({"server.api_key", "foreign.api_key"})
 """Values that are never shown, nor part of the fingerprint."""
 
 Setting: TypeAlias = str | int | float | bool | list["Setting"]
@@ -42,7 +50,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     server: ServerConfig = ServerConfig()
     model: ModelConfig = ModelConfig()
     engine: EngineSettings = EngineSettings()
+    autoscaler: AutoscalerSettings = AutoscalerSettings()
     gateway: GatewayConfig = GatewayConfig()
+    foreign: ForeignConfig = ForeignConfig()
+    console: ConsoleConfig = ConsoleConfig()
     http: HttpLimits = HttpLimits()
     transport: ConnectionLimits = ConnectionLimits()
     log: LogConfig = LogConfig()
@@ -70,6 +81,12 @@ class Loaded:
             section, name = key.split(".")
             del values[section][name]
         return hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()[:12]
+
+    @property
+    def summary(self) -> str:
+        """The fingerprint, and where values come from that are no defaults."""
+        places = sorted({place.partition(": ")[0] for place in self.origins.values()})
+        return f"{self.fingerprint} ({', '.join(places) if places else 'all defaults'})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,12 +229,17 @@ def human_int(text: str) -> int | None:
 
 
 def _converted(key: str, origin: Origin) -> object:
-    """Return the value as its field's type. Text is read as numbers and truth values."""
+    """Return the value as its field's type. Text is read as numbers and truth values.
+
+    A number in a file is text where text is wanted.
+    """
     value, place = origin
     field = settings()[key]
     candidates: list[object] = [value]
     if isinstance(value, str):
         candidates += [human_int(value), _WORDS.get(value.lower())]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        candidates.insert(0, str(value))  # `replicas = 2`
     problem = ""
     for candidate in candidates:
         if candidate is None:

@@ -8,11 +8,13 @@
     |   |   +-- ContextLengthExceeded  400 context_length_exceeded
     |   |   +-- UnsupportedField       400 unsupported_parameter
     |   +-- AuthenticationFailed     401 invalid_api_key
+    |   +-- Forbidden                403 forbidden
     |   +-- ModelNotFound            404 model_not_found
     |   +-- RouteNotFound            404 not_found
     |   +-- MethodNotAllowed         405 method_not_allowed
     |   +-- PayloadTooLarge          413 payload_too_large
     |   +-- UnsupportedMediaType     415 unsupported_media_type
+    |   +-- RateLimited              429 rate_limit_exceeded    retryable
     |   +-- HeadersTooLarge          431 headers_too_large
     |   +-- EngineFault              500 engine_fault
     |   +-- ReplicaLost              502 worker_lost            retryable
@@ -90,6 +92,14 @@ class AuthenticationFailed(RequestError):
     kind = "authentication_error"
 
 
+class Forbidden(RequestError):
+    """Known or not, whoever asks may not do this, or not from there."""
+
+    status = 403
+    code = "forbidden"
+    kind = "permission_error"
+
+
 class ModelNotFound(RequestError):
     """No such model is served here."""
 
@@ -130,6 +140,15 @@ class UnsupportedMediaType(RequestError):
     status = 415
     code = "unsupported_media_type"
     kind = "invalid_request_error"
+
+
+class RateLimited(RequestError):
+    """The client is over a limit of its own; the server is not."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    kind = "rate_limit_error"
+    retryable = True
 
 
 class HeadersTooLarge(RequestError):

@@ -4,8 +4,10 @@ A frame on the wire is ``length (u32, little-endian) | VERSION (u8) | message (m
 framing itself is in server/transport/frames.py. Messages are msgpack arrays whose first element
 is a small integer that names the struct, so that a frame with the tokens of a step stays small.
 
-    gateway -> engine   Hello, SubmitRequest, AbortRequest
-    engine -> gateway   Welcome, TokenFrame, Rejected, Load
+    gateway -> engine       Hello, SubmitRequest, AbortRequest, KvSnapshotRequest
+    engine -> gateway       Welcome, TokenFrame, Rejected, Load, Beat, KvChange, KvContent
+    controller -> gateway   Members, Ask
+    gateway -> controller   PoolReport, Emptied, Answer
 
 A *stream* is one request on one connection: a number that the gateway counts up, never used again
 on that connection. Token ids of a prompt travel as packed u32 (little-endian). Times are
@@ -20,7 +22,7 @@ from msgspec import Meta, Struct, msgpack
 
 from headrace.types import FinishReason, PriorityClass, SamplingParams
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Count = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
@@ -74,6 +76,7 @@ class Welcome(
     num_blocks: Count
     max_num_seqs: Count
     pid: Count
+    max_num_batched_tokens: Count = 0
 
 
 class Logprobs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -82,6 +85,15 @@ class Logprobs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     token: U32
     logprob: float
     top: tuple[tuple[U32, float], ...]
+
+
+class Timing(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """``types.EngineTiming``, in seconds."""
+
+    waited: float
+    prefill: float
+    chunks: Count
+    preemptions: Count
 
 
 class TokenRow(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -93,6 +105,7 @@ class TokenRow(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     cached_tokens: Count
     logprobs: tuple[Logprobs, ...]
     reason: str
+    timing: Timing | None = None
 
 
 class TokenFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
@@ -132,11 +145,118 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     discarded_tokens_total: Count
     preemptions_total: Count
     step_seconds_total: float
+    computed_tokens_total: Count = 0
 
 
-ToEngine: TypeAlias = Hello | SubmitRequest | AbortRequest
-ToGateway: TypeAlias = Welcome | TokenFrame | Rejected | Load
+class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):
+    """An engine's heartbeat, at fixed intervals whether or not it has work.
+
+    ``step_seconds`` is how long the step under way has taken so far, 0 without one.
+    """
+
+    step_seconds: float
+    resident_bytes: Count
+    open_fds: Count
+    cpu_seconds: float  # of the process, since its start
+
+
+class KvSnapshotRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
+    """A gateway has missed a change (or is new) and wants the whole content."""
+
+
+class KvChange(
+    Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=10, kw_only=True
+):
+    """What the prefix cache gained and lost; keys are packed u64 (little-endian).
+
+    ``number`` counts from 1 since the engine's start. Dropped first when a connection is full: the
+    gateway sees the gap.
+    """
+
+    number: Count
+    stored: bytes
+    removed: bytes
+
+
+class KvContent(
+    Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=11, kw_only=True
+):
+    """The whole content of the prefix cache after change ``number``."""
+
+    number: Count
+    keys: bytes
+
+
+class Member(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """A replica that gateways may use. ``draining``: nothing new; the rest after ``drain_limit``
+    seconds (from when the gateway first hears of the drain) goes on elsewhere."""
+
+    replica: Name
+    address: str  # path of its Unix socket
+    draining: bool = False
+    drain_limit: float = 0.0
+
+
+class Members(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=20):
+    """All replicas there are. Whoever is not in it any more is gone for good."""
+
+    members: tuple[Member, ...]
+
+
+class Ask(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=21):
+    """A question of the admin plane: a path as in HTTP, e.g. ``/explain/ID``."""
+
+    number: U32
+    path: str
+
+
+class Answer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=22):
+    """The answer to the Ask of that number; ``status`` as in HTTP."""
+
+    number: U32
+    status: U32
+    content_type: str
+    body: bytes
+
+
+class PoolReplica(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """``core.autoscaler.events.ReplicaLoad``."""
+
+    replica: Name
+    outstanding: Count
+    prefill_tokens: Count
+    kv_used: float
+    prefill_rate: float
+    computed_tokens: Count = 0
+    max_num_seqs: Count = 0
+
+
+class PoolReport(
+    Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=23, kw_only=True
+):
+    """``core.autoscaler.events.PoolLoad`` as one gateway sees it, some times a second."""
+
+    gateway: Name
+    waiting: Count
+    waiting_tokens: Count
+    predicted_ttft: float | None
+    replicas: tuple[PoolReplica, ...]
+
+
+class Emptied(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=24):
+    """This gateway has no request left at that draining replica."""
+
+    gateway: Name
+    replica: Name
+
+
+ToEngine: TypeAlias = Hello | SubmitRequest | AbortRequest | KvSnapshotRequest
+ToGateway: TypeAlias = Welcome | TokenFrame | Rejected | Load | Beat | KvChange | KvContent
+FromController: TypeAlias = Members | Ask
+ToController: TypeAlias = PoolReport | Emptied | Answer
 
 encode = msgpack.Encoder().encode
 decode_to_engine = msgpack.Decoder(ToEngine).decode
 decode_to_gateway = msgpack.Decoder(ToGateway).decode
+decode_from_controller = msgpack.Decoder(FromController).decode
+decode_to_controller = msgpack.Decoder(ToController).decode

@@ -27,6 +27,15 @@ BlockId = NewType("BlockId", int)
 """Index of a physical KV block in an executor's caches."""
 
 
+BlockKey = NewType("BlockKey", int)
+"""A block digest cut to 64 bits: enough to guess where content lies, never to decide what it is."""
+
+
+def block_key(digest: bytes) -> BlockKey:
+    """Return the key of a block digest: its first 8 bytes, little-endian."""
+    return BlockKey(int.from_bytes(digest[:8], "little"))
+
+
 class FinishReason(StrEnum):
     """Why a generation ended."""
 
@@ -113,6 +122,15 @@ class Usage:
     cached_tokens: Tokens = 0
 
 
+class EngineTiming(NamedTuple):
+    """How a request came to its first token in one engine, measured on that engine's clock."""
+
+    waited: Seconds  # from its arrival to the plan of its first step
+    prefill: Seconds  # from there to its first token
+    chunks: int  # steps that computed some of its prompt
+    preemptions: int = 0  # times it was put back meanwhile
+
+
 class Output(NamedTuple):
     """New tokens of one request. The last Output of a request has ``finish`` set."""
 
@@ -122,6 +140,7 @@ class Output(NamedTuple):
     cached_tokens: Tokens  # prompt tokens found in the prefix cache when first scheduled
     logprobs: tuple[TokenLogprobs, ...] = ()
     reason: str = ""  # for a client to read, when finish is ERROR
+    timing: EngineTiming | None = None  # beside its first token, and nowhere else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,3 +163,4 @@ class ReportLoad:
     discarded_tokens_total: int  # drawn by steps in flight for sequences that had ended
     preemptions_total: int
     step_seconds_total: Seconds
+    computed_tokens_total: int = 0  # prompt tokens that steps computed, again ones included

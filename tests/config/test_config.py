@@ -52,7 +52,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path):
     variables = {"HEADRACE_SERVER_PORT": "3", "HEADRACE_SERVER_REPLICAS": "4"}
     loaded = load(tmp_path, file, variables=variables, server__port="5")
     server = loaded.config.server
-    assert (server.port, server.replicas, server.host) == (5, 4, "a")
+    assert (server.port, server.replicas, server.host) == (5, "4", "a")
     assert loaded.origins == {
         "server.port": "--port",
         "server.replicas": "HEADRACE_SERVER_REPLICAS",
@@ -129,8 +129,13 @@ def test_errors_in_the_environment_and_in_flags_name_them(tmp_path: Path):
         load(tmp_path, variables={"HEADRACE_SERVER_PROT": "1"})
     with pytest.raises(ConfigError, match="--level is 'loud'"):
         load(tmp_path, log__level="loud")
-    with pytest.raises(ConfigError, match="--replicas is '0': expected `int` >= 1"):
-        load(tmp_path, server__replicas="0")
+    with pytest.raises(ConfigError, match="--port is '-1': expected `int` >= 0"):
+        load(tmp_path, server__port="-1")
+
+
+def test_a_number_in_a_file_is_text_where_text_is_wanted(tmp_path: Path):
+    server = load(tmp_path, "[server]\nreplicas = 2\nadmin = '2'\n").config.server
+    assert (server.replicas, server.admin) == ("2", "2")
 
 
 def test_a_file_that_was_named_must_exist(tmp_path: Path):

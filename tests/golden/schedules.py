@@ -19,6 +19,7 @@ from headrace.core.scheduler.events import (
     EngineEffect,
     EngineEvent,
     Execute,
+    KvChanged,
     StepDone,
     StepFailed,
     Submit,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from headrace.core.scheduler.plan import Row, StepPlan
     from headrace.testing.harness import EngineHarness
+    from headrace.types import Output
 
 DIRECTORY = Path(__file__).parent / "schedules"
 SPEC = simulated_spec(num_blocks=12, block_size=4)
@@ -142,9 +144,25 @@ def lines_of(effect: EngineEffect) -> Iterator[str]:
         case Execute(plan):
             yield from plan_lines(plan)
         case Emit(outputs):
-            yield from (f"{o.request_id} ends: {o.finish}" for o in outputs if o.finish)
+            for output in outputs:
+                if output.timing is not None:
+                    yield begin_line(output)
+                if output.finish is not None:
+                    yield f"{output.request_id} ends: {output.finish}"
+        case KvChanged(number, stored, removed):
+            yield f"cache {number}: {len(stored)} stored, {len(removed)} removed"
         case _:
             return
+
+
+def begin_line(output: Output) -> str:
+    timing = output.timing
+    assert timing is not None
+    again = f", put back {timing.preemptions} times" if timing.preemptions else ""
+    return (
+        f"{output.request_id} begins: waited {timing.waited:.4f} s, "
+        f"{timing.prefill:.4f} s in {timing.chunks} chunks{again}"
+    )
 
 
 def plan_lines(plan: StepPlan) -> Iterator[str]:

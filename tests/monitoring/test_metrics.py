@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.monitoring import table
-from headrace.monitoring.engine_figures import forget_replica, record_load, record_process
+from headrace.monitoring.engine_figures import EngineFigures, record_process
 from headrace.monitoring.metrics import MAX_SERIES, OTHER, Kind, Metric, Registry
 from headrace.monitoring.reference import reference
 from headrace.types import ReplicaId, ReportLoad
@@ -113,7 +113,7 @@ REPORT = ReportLoad(
 
 def test_a_load_report_becomes_figures_and_blocks_add_up():
     registry = Registry(table.GATEWAY_TABLE)
-    record_load(registry, ReplicaId("r0"), REPORT)
+    EngineFigures(registry).load(ReplicaId("r0"), REPORT)
     states = {s: registry.value(table.KV_BLOCKS, "r0", s) for s in ("used", "cached", "empty")}
     assert states == {"used": 40, "cached": 25, "empty": 35}
     assert registry.value(table.ENGINE_STEP_SECONDS, "r0") == 1.25
@@ -122,20 +122,29 @@ def test_a_load_report_becomes_figures_and_blocks_add_up():
 
 def test_a_lost_replica_keeps_its_counters_and_loses_its_gauges():
     registry = Registry(table.GATEWAY_TABLE)
-    for replica in ("r0", "r1"):
-        record_load(registry, ReplicaId(replica), REPORT)
-    forget_replica(registry, ReplicaId("r0"))
+    engines = EngineFigures(registry)
+    for replica in (ReplicaId("r0"), ReplicaId("r1")):
+        engines.ready(replica)
+        engines.load(replica, REPORT)
+        engines.process(replica, resident_bytes=1 << 20, open_fds=7, cpu_seconds=1.5)
+    engines.lost(ReplicaId("r0"))
     text = registry.exposition()
     assert 'headrace_kv_blocks{replica="r0"' not in text
     assert 'headrace_kv_blocks{replica="r1",state="used"} 40' in text
     assert 'headrace_engine_output_tokens_total{replica="r0"} 70' in text
+    assert 'headrace_replica_ready{replica="r0"} 0' in text
+    assert 'headrace_process_open_fds{process="r0"}' not in text
+    assert 'headrace_process_cpu_seconds_total{process="r0"} 1.5' in text
+    assert engines.resident_bytes(ReplicaId("r0")) == 0
+    assert engines.resident_bytes(ReplicaId("r1")) == 1 << 20
 
 
-def test_figures_of_this_process_are_plausible():
+def test_figures_of_a_process_are_told_apart_by_its_name():
     registry = Registry(table.GATEWAY_TABLE)
-    record_process(registry)
-    assert registry.value(table.PROCESS_RESIDENT) > 1 << 20
-    assert registry.value(table.PROCESS_OPEN_FDS) > 2
+    for process, size in (("g0", 1), ("r0", 2)):
+        record_process(registry, process, resident_bytes=size, open_fds=3, cpu_seconds=0.5)
+    assert registry.value(table.PROCESS_RESIDENT, "g0") == 1
+    assert registry.value(table.PROCESS_RESIDENT, "r0") == 2
 
 
 def test_names_follow_the_conventions():
@@ -151,7 +160,7 @@ def test_names_follow_the_conventions():
 
 def test_every_metric_of_the_module_is_in_the_table():
     declared = {value.name for value in vars(table).values() if isinstance(value, Metric)}
-    assert declared == {metric.name for metric in table.GATEWAY_TABLE}
+    assert declared == {metric.name for metric in (*table.GATEWAY_TABLE, *table.CONTROLLER_TABLE)}
 
 
 def test_the_page_of_metrics_is_current():

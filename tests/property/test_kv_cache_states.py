@@ -17,7 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from headrace.core.kvcache.cache import MIN_PARTIAL, KVCache
 from headrace.core.kvcache.table import BlockTable
-from headrace.types import StepId
+from headrace.core.scheduler.events import KvChanged
+from headrace.testing.harness import CacheFollower
+from headrace.types import StepId, block_key
 
 SIZE = 6
 
@@ -42,6 +44,7 @@ class KVCacheStates(RuleBasedStateMachine):
         self.in_flight: deque[Work] = deque()
         self.num_steps = 0
         self.copied_in: set[StepId] = set()
+        self.follower = CacheFollower()
 
     @rule(
         prefix=st.sampled_from([0, 1, 2]),
@@ -119,6 +122,22 @@ class KVCacheStates(RuleBasedStateMachine):
         assert counts.free + counts.held + counts.in_flight == counts.total
         if not self.in_flight:
             assert counts.held == len(held)
+
+    @invariant()
+    def changes_add_up_to_the_content(self):
+        if not hasattr(self, "kv"):
+            return
+        if changes := self.kv.index.take_changes():
+            number = self.follower.number + 1
+            self.follower.take(KvChanged(number, changes.stored, changes.removed))
+        assert self.follower.keys == set(self.kv.index.keys())
+        hits = {block_key(digest) for table in self.tables for digest in self.published(table)}
+        assert hits <= self.follower.keys
+
+    def published(self, table: BlockTable) -> list[bytes]:
+        """Digests of its blocks that can be hit; a twin of another's block never can."""
+        offered = zip(table.blocks, table.chain[: table.num_published], strict=False)
+        return [digest for block, digest in offered if block in self.kv.index]
 
     @invariant()
     def what_is_computed_stays(self):

@@ -1,6 +1,14 @@
-"""Property: whatever happens in whatever order, every accepted request ends exactly once."""
+"""Property: whatever happens in whatever order, every accepted request ends exactly once, and its
+client gets the tokens that an undisturbed run would give: none lost, repeated or foreign.
+
+Replicas here are honest engines of one model (the next token is a function of all tokens before
+it), except that they die, hang, stutter, fail attempts and repeat what was fenced off.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,130 +20,305 @@ from hypothesis.stateful import (
     rule,
 )
 
+from headrace.core.balancer.policy import ReplicaFacts
+from headrace.core.balancer.registry import POLICIES
+from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.events import (
+    AttemptFailed,
     CancelAt,
     ClientGone,
     Deliver,
     Dispatch,
     Drain,
     Drained,
+    DrainReplica,
     Fail,
+    GoOn,
+    KvListed,
+    KvReported,
     Outputs,
-    RejectedByReplica,
+    ReplicaBeat,
+    ReplicaEmptied,
+    ReplicaJudged,
     ReplicaLost,
     ReplicaReady,
+    ReplicaState,
     RequestArrived,
+    ResumeReplica,
+    RouterEffect,
     RouterEvent,
 )
 from headrace.core.router.machine import Router, RouterLimits
-from headrace.core.scheduler.events import Output
 from headrace.machine import Tick
-from headrace.types import FinishReason, ReplicaId, Request, RequestId
+from headrace.types import BlockKey, FinishReason, Output, ReplicaId, Request, RequestId
 
 REPLICAS = [ReplicaId(f"r{index}") for index in range(3)]
+BLOCK = 2
+FACTS = ReplicaFacts(block_size=BLOCK, num_blocks=64, max_num_seqs=4, max_num_batched_tokens=8)
+
+
+def next_token(tokens: tuple[int, ...]) -> int:
+    """The model: deterministic, and sensitive to every token before."""
+    return sha256(repr(tokens).encode()).digest()[0]
+
+
+def undisturbed(request: Request) -> tuple[int, ...]:
+    tokens = request.prompt
+    for _ in range(request.max_tokens):
+        tokens = (*tokens, next_token(tokens))
+    return tokens[len(request.prompt) :]
+
+
+@dataclass
+class Client:
+    """What one client asked, and what it has got so far."""
+
+    request: Request
+    arrived_at: float
+    waits_since: float
+    place: tuple[ReplicaId, RequestId] | None = None  # the attempt that is not given up
+    tokens: tuple[int, ...] = ()
+    moves: int = 0
+
+
+@dataclass
+class Engine:
+    """A replica: the attempts it works on, and those it will not let go of."""
+
+    attempts: dict[RequestId, Request] = field(default_factory=dict)
+    tokens: dict[RequestId, tuple[int, ...]] = field(default_factory=dict)
+    told: bool = False  # to drain
 
 
 class RouterStates(RuleBasedStateMachine):
     """Holds beside the router who waits, who is where, and who has ended how."""
 
-    @initialize(waiting=st.integers(1, 6), outstanding=st.integers(1, 4), wait=st.floats(0.5, 20.0))
-    def start(self, waiting: int, outstanding: int, wait: float) -> None:
+    @initialize(
+        waiting=st.integers(1, 6),
+        outstanding=st.integers(1, 4),
+        wait=st.floats(0.5, 20.0),
+        migrations=st.integers(0, 3),
+        policy=st.sampled_from(sorted(POLICIES)),
+    )
+    def start(
+        self, waiting: int, outstanding: int, wait: float, migrations: int, policy: str
+    ) -> None:
         self.limits = RouterLimits(
-            max_waiting=waiting, max_outstanding=outstanding, max_wait=wait, deadline_grace=1.0
+            max_waiting=waiting,
+            max_outstanding=outstanding,
+            max_wait=wait,
+            deadline_grace=1.0,
+            max_migrations=migrations,
+            max_failures=2,
         )
-        self.router = Router(self.limits)
+        self.router = Router(self.limits, POLICIES[policy]())
         self.now = 0.0
         self.num_requests = 0
-        self.arrived_at: dict[RequestId, float] = {}
-        self.deadlines: dict[RequestId, float | None] = {}
-        self.place: dict[RequestId, ReplicaId | None] = {}  # of those alive
-        self.group: dict[RequestId, RequestId] = {}
-        self.ready: set[ReplicaId] = set()
+        self.num_admitted = 0
+        self.num_retries = 0
+        self.clients: dict[RequestId, Client] = {}  # alive
+        self.engines: dict[ReplicaId, Engine] = {}  # connected
+        self.states: dict[ReplicaId, ReplicaState] = {}
+        self.seen_attempts: set[RequestId] = set()
         self.drained = 0
+        for replica in REPLICAS[:2]:
+            self.become_ready(replica)
+
+    # What happens.
 
     def feed(self, event: RouterEvent) -> None:
-        before = list(self.place)
         effects = self.router.handle(event, self.now)
+        for effect in effects:
+            self.observe(event, effect)
         self.router.check_integrity()
+        for replica, state in self.states.items():
+            assert self.router.state(replica) is state, "a change was not said"
         wakeup = self.router.next_wakeup()
         assert wakeup is None or wakeup > self.now, "M3"
-        dispatched = [e.request.id for e in effects if isinstance(e, Dispatch)]
-        waited = [name for name in before if name in dispatched]
-        assert waited == sorted(waited, key=lambda name: self.arrived_at[name]), "out of order"
-        for effect in effects:
-            match effect:
-                case Dispatch(replica, request):
-                    assert replica in self.ready
-                    assert self.place[request.id] is None, "sent twice"
-                    self.place[request.id] = replica
-                case CancelAt(replica, request_id):
-                    assert replica in self.ready
-                    assert self.place.get(request_id, replica) == replica
-                case Deliver(outputs):
-                    for output in outputs:
-                        assert isinstance(event, Outputs)
-                        assert self.place[output.request_id] == event.replica, "not its replica"
-                        if output.finish is not None:
-                            del self.place[output.request_id]
-                case Fail(request_id):
-                    del self.place[request_id]  # KeyError: it ended twice
-                case Drained():
-                    self.drained += 1
-                    assert self.drained == 1
 
-    @rule(size=st.integers(1, 3), life=st.none() | st.floats(0.0, 30.0))
-    def arrive(self, size: int, life: float | None) -> None:
+    def observe(self, event: RouterEvent, effect: RouterEffect) -> None:
+        match effect:
+            case Dispatch():
+                self.observe_dispatch(effect)
+            case CancelAt(replica, attempt):
+                self.engines[replica].attempts.pop(attempt, None)
+            case GoOn(name, replica, _, num_tokens):
+                client = self.clients[name]
+                assert client.place is not None
+                assert client.place[0] == replica
+                assert num_tokens == len(client.tokens)
+                failed = isinstance(event, AttemptFailed) and event.request_id == client.place[1]
+                self.num_retries += failed
+                client.place, client.waits_since = None, self.now
+                client.moves += 1
+            case Deliver(outputs):
+                for output in outputs:
+                    self.observe_output(output)
+            case Fail(name):
+                del self.clients[name]  # KeyError: it ended twice
+            case ReplicaJudged(replica, state):
+                self.states[replica] = state
+            case ReplicaEmptied(replica):
+                assert not any(c.place and c.place[0] == replica for c in self.clients.values())
+            case Drained():
+                self.drained += 1
+                assert self.drained == 1
+            case _:
+                pass
+
+    def observe_dispatch(self, effect: Dispatch) -> None:
+        client, request = self.clients[effect.client_id], effect.request
+        assert client.place is None, "sent twice"
+        assert request.id not in self.seen_attempts, "an attempt's id was used again"
+        assert self.states[effect.replica] in (ReplicaState.READY, ReplicaState.PROBING)
+        assert not self.engines[effect.replica].told, "sent to a draining replica"
+        assert request.prompt == client.request.prompt + client.tokens, "not where it was"
+        assert request.max_tokens == client.request.max_tokens - len(client.tokens)
+        assert request.num_prior == len(client.tokens)
+        self.seen_attempts.add(request.id)
+        client.place = (effect.replica, request.id)
+        engine = self.engines[effect.replica]
+        engine.attempts[request.id] = request
+        engine.tokens[request.id] = request.prompt
+
+    def observe_output(self, output: Output) -> None:
+        client = self.clients[output.request_id]
+        client.tokens += output.tokens
+        right = undisturbed(client.request)
+        assert client.tokens == right[: len(client.tokens)], "lost, repeated or foreign"
+        if output.finish is not None:
+            if output.finish is FinishReason.LENGTH:
+                assert client.tokens == right
+            del self.clients[output.request_id]
+
+    @rule(size=st.integers(1, 3), life=st.none() | st.floats(0.0, 30.0), length=st.integers(1, 7))
+    def arrive(self, size: int, life: float | None, length: int) -> None:
         deadline = None if life is None else self.now + life
+        prompt = tuple(range(length))
         requests = tuple(
             Request(
                 id=RequestId(f"{self.num_requests}#{choice}"),
-                prompt=(1,),
-                max_tokens=1,
+                prompt=prompt,
+                max_tokens=2 + self.num_requests % 5,
                 deadline=deadline,
+                chain=prompt_chain(b"root", prompt, BLOCK),
             )
             for choice in range(size)
         )
         self.num_requests += 1
         for request in requests:
-            self.place[request.id] = None
-            self.arrived_at[request.id] = self.now
-            self.deadlines[request.id] = deadline
+            self.clients[request.id] = Client(request, self.now, self.now)
         self.feed(RequestArrived(requests))
 
     @rule(replica=st.sampled_from(REPLICAS))
     def become_ready(self, replica: ReplicaId) -> None:
-        self.ready.add(replica)
-        self.feed(ReplicaReady(replica))
+        self.engines[replica] = Engine()
+        self.feed(ReplicaReady(replica, FACTS))
 
     @rule(replica=st.sampled_from(REPLICAS))
     def be_lost(self, replica: ReplicaId) -> None:
-        self.ready.discard(replica)
         self.feed(ReplicaLost(replica, "test"))
-        assert replica not in self.place.values(), "a request of a lost replica lives on"
+        self.engines.pop(replica, None)
+        assert not any(c.place and c.place[0] == replica for c in self.clients.values())
 
-    @precondition(lambda self: self.place)
-    @rule(data=st.data(), finish=st.booleans(), liar=st.booleans())
-    def emit(self, data: st.DataObject, finish: bool, liar: bool) -> None:
-        name = data.draw(st.sampled_from(sorted(self.place)))
-        replica = self.place[name]
-        if liar or replica is None:  # from a replica that does not have it, or no longer
-            replica = data.draw(st.sampled_from(REPLICAS))
-        reason = FinishReason.STOP if finish else None
-        self.feed(Outputs(replica, (Output(name, (1,), reason, 0),)))
+    @rule(replica=st.sampled_from(REPLICAS))
+    def beat(self, replica: ReplicaId) -> None:
+        self.feed(ReplicaBeat(replica))
 
-    @precondition(lambda self: self.place)
+    @precondition(lambda self: self.engines)
+    @rule(data=st.data(), stop=st.booleans(), times=st.integers(1, 3))
+    def step(self, data: st.DataObject, stop: bool, times: int) -> None:
+        """An engine draws some tokens of everything it works on, wanted or not."""
+        replica = data.draw(st.sampled_from(sorted(self.engines)))
+        for time in range(times):
+            self.step_once(replica, stop=stop and time == times - 1)
+
+    def step_once(self, replica: ReplicaId, *, stop: bool) -> None:
+        engine = self.engines[replica]
+        outputs = []
+        for name, request in list(engine.attempts.items()):
+            token = next_token(engine.tokens[name])
+            engine.tokens[name] += (token,)
+            last = len(engine.tokens[name]) == len(request.prompt) + request.max_tokens
+            finish = FinishReason.STOP if stop else FinishReason.LENGTH if last else None
+            outputs.append(Output(name, (token,), finish, 0))
+            if finish is not None:
+                del engine.attempts[name]
+        self.feed(Outputs(replica, tuple(outputs)))
+
+    @precondition(lambda self: self.seen_attempts)
+    @rule(data=st.data(), replica=st.sampled_from(REPLICAS))
+    def speak_of_the_past(self, data: st.DataObject, replica: ReplicaId) -> None:
+        """Tokens of an attempt that this replica does not have, or has no more."""
+        name = data.draw(st.sampled_from(sorted(self.seen_attempts)))
+        current = {c.place for c in self.clients.values()}
+        if (replica, name) not in current:
+            self.feed(Outputs(replica, (Output(name, (999,), None, 0),)))
+            failure = AttemptFailed(
+                replica=replica, request_id=name, code="overloaded", reason="", retryable=True
+            )
+            self.feed(failure)
+
+    @precondition(lambda self: any(c.place for c in self.clients.values()))
+    @rule(
+        data=st.data(),
+        retryable=st.booleans(),
+        to_blame=st.booleans(),
+        busy_for=st.none() | st.floats(0.0, 5.0),
+    )
+    def fail_an_attempt(
+        self, data: st.DataObject, retryable: bool, to_blame: bool, busy_for: float | None
+    ) -> None:
+        placed = sorted(c.place for c in self.clients.values() if c.place)
+        replica, name = data.draw(st.sampled_from(placed))
+        self.engines[replica].attempts.pop(name, None)
+        self.feed(
+            AttemptFailed(
+                replica=replica,
+                request_id=name,
+                code="overloaded",
+                reason="test",
+                retryable=retryable,
+                to_blame=to_blame,
+                busy_for=busy_for,
+            )
+        )
+
+    @precondition(lambda self: self.clients)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        names = tuple(data.draw(st.lists(st.sampled_from(sorted(self.place)), min_size=1)))
-        self.feed(ClientGone(names))
+        names = tuple(data.draw(st.lists(st.sampled_from(sorted(self.clients)), min_size=1)))
         for name in set(names):
-            del self.place[name]
+            del self.clients[name]
+        self.feed(ClientGone(names))
 
-    @precondition(lambda self: self.place)
-    @rule(data=st.data(), replica=st.sampled_from(REPLICAS))
-    def reject(self, data: st.DataObject, replica: ReplicaId) -> None:
-        name = data.draw(st.sampled_from(sorted(self.place)))
-        self.feed(RejectedByReplica(replica, name, "overloaded", "test"))
+    @precondition(lambda self: self.engines)
+    @rule(data=st.data(), limit=st.floats(0.0, 20.0))
+    def drain_a_replica(self, data: st.DataObject, limit: float) -> None:
+        replica = data.draw(st.sampled_from(sorted(self.engines)))
+        self.engines[replica].told = True
+        self.feed(DrainReplica(replica, limit))
+
+    @precondition(lambda self: self.engines)
+    @rule(data=st.data())
+    def resume_a_replica(self, data: st.DataObject) -> None:
+        replica = data.draw(st.sampled_from(sorted(self.engines)))
+        self.engines[replica].told = False
+        self.feed(ResumeReplica(replica))
+
+    @rule(
+        replica=st.sampled_from(REPLICAS),
+        number=st.integers(1, 6),
+        keys=st.lists(st.integers(0, 5).map(BlockKey), max_size=4),
+        listed=st.booleans(),
+    )
+    def tell_of_blocks(
+        self, replica: ReplicaId, number: int, keys: list[BlockKey], listed: bool
+    ) -> None:
+        if listed:
+            self.feed(KvListed(replica, number, tuple(keys)))
+        else:
+            self.feed(KvReported(replica, number, tuple(keys[:2]), tuple(keys[2:])))
 
     @rule(seconds=st.floats(0.0, 15.0))
     def wait(self, seconds: float) -> None:
@@ -150,42 +333,58 @@ class RouterStates(RuleBasedStateMachine):
             self.feed(Tick())
 
     @precondition(lambda self: not self.router.draining)
-    @rule(limit=st.floats(0.0, 20.0))
-    def drain(self, limit: float) -> None:
-        self.feed(Drain(limit))
+    @rule(limit=st.floats(5.0, 20.0), really=st.integers(0, 9))
+    def drain(self, limit: float, really: int) -> None:
+        if not really:
+            self.feed(Drain(limit))
+
+    # What must hold between events.
 
     @invariant()
     def the_router_knows_the_same_requests(self) -> None:
         if self.num_requests:
-            assert self.router.num_alive == len(self.place)
+            assert self.router.num_alive == len(self.clients)
 
     @invariant()
     def nobody_waits_too_long_or_without_need(self) -> None:
         if not self.num_requests:
             return
-        waiting = [name for name, place in self.place.items() if place is None]
-        assert self.router.num_waiting == len(waiting) <= self.limits.max_waiting
-        for name in waiting:
-            assert self.now < self.arrived_at[name] + self.limits.max_wait
-            deadline = self.deadlines[name]
+        waiting = [client for client in self.clients.values() if client.place is None]
+        assert self.router.num_waiting == len(waiting)
+        for client in waiting:
+            assert self.now < client.waits_since + self.limits.max_wait
+            deadline = client.request.deadline
             assert deadline is None or self.now < deadline
-        if waiting:
-            for view in self.router.replicas:
-                assert view.outstanding >= self.limits.max_outstanding
+
+    @invariant()
+    def moves_and_retries_are_bounded(self) -> None:
+        if not self.num_requests:
+            return
+        assert self.num_retries <= 0.1 * 3 * self.num_requests + 3
+        if not self.limits.max_migrations:
+            assert all(not c.moves or self.num_retries for c in self.clients.values())
+
+    @invariant()
+    def no_engine_works_for_nobody(self) -> None:
+        if not self.num_requests:
+            return
+        wanted = {client.place for client in self.clients.values()}
+        for replica, engine in self.engines.items():
+            assert all((replica, name) in wanted for name in engine.attempts), "not cancelled"
 
     @invariant()
     def a_drain_ends(self) -> None:
-        if self.num_requests and self.router.draining and not self.place:
+        if self.num_requests and self.router.draining and not self.clients:
             assert self.drained == 1
 
     def teardown(self) -> None:
         if not self.num_requests:
             return
         self.feed(Drain(5.0))
-        self.now += 5.0
+        self.now += 20.0
         self.feed(Tick())
-        assert not self.place, "accepted and never ended"
+        assert not self.clients, "accepted and never ended"
 
 
 TestRouterStates = RouterStates.TestCase
-TestRouterStates.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestRouterStates.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -36,6 +36,7 @@ def test_a_host_that_others_reach_needs_a_key_or_a_flag():
     with pytest.raises(UsageError, match="--insecure-no-auth"):
         check_exposure(ServerConfig(host="0.0.0.0"))
     check_exposure(ServerConfig(host="0.0.0.0", api_key="k"))
+    check_exposure(ServerConfig(host="0.0.0.0", key_file="keys.json"))
     check_exposure(ServerConfig(host="0.0.0.0", insecure_no_auth=True))
 
 

@@ -1,258 +1,196 @@
-"""The supervisor with real children: small scripts that speak its protocol."""
+"""The controller: what is told to gateways when replicas come, die, drain and go."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 from typing import TYPE_CHECKING
 
-from headrace.clock import MonotonicClock
-from headrace.server.child import Ready
-from headrace.server.controller import Ending, ServerPlan, Supervisor
-from headrace.server.process import ChildSpec
-from headrace.server.restarts import RestartLimits
+from headrace.clock import MonotonicClock, wall_time
+from headrace.core.autoscaler.config import AutoscalerConfig
+from headrace.core.autoscaler.machine import Autoscaler
+from headrace.messages import Emptied, Members, PoolReplica, PoolReport
+from headrace.monitoring.journal import Journal
+from headrace.server.child import Failed
+from headrace.server.controller import Controller, pool_load
+from headrace.server.decisions import Decisions
+from headrace.server.provisioner import Place
 from headrace.testing.async_test import async_test
-from headrace.testing.server_process import children_of
+from headrace.types import ReplicaId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
-    import pytest
+    from headrace.server.provisioner import ReplicaEvents
 
-PRELUDE = """
-import json, os, select, signal, sys, time
-settings = json.loads(sys.stdin.readline())
-def say(**report): print(json.dumps(report), flush=True)
-def ready(): say(type="ready", model="m", kv_tokens=64)
-def note(text):
-    with open(settings["notes"], "a") as notes: notes.write(f"{settings['name']} {text}\\n")
-def until_told():
-    while not told: select.select([], [], [], 0.01)
-told = []
-def end(*_): told.append(1)
-signal.signal(signal.SIGTERM, end)
-note("started")
-"""
-GOOD = "ready(); until_told(); note('ended')"
+R0, R1 = ReplicaId("r0"), ReplicaId("r1")
 
 
-class Recorder:
-    """An Announcer that remembers, and wakes who waits."""
+class Around:
+    """Everything round a controller, remembering what it was told in order."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.num_ready = 0
-        self.changed = asyncio.Event()
-
-    def progress(self, child: str, text: str) -> None:
-        self._add(f"{child}: {text}")
-
-    def ready(self, gateway: Ready, engines: Sequence[Ready], *, seconds: float) -> None:
-        assert seconds >= 0
-        assert gateway == engines[0] == Ready(model="m", kv_tokens=64)
-        self.num_ready = len(engines)
-        self._add("all ready")
-
-    def draining(self, *, limit: float) -> None:
-        self._add(f"ending within {limit:g} s")
-
-    def trouble(self, text: str) -> None:
-        self._add(text)
-
-    async def until(self, words: str) -> None:
-        while not any(words in line for line in self.lines):
-            self.changed.clear()
-            await self.changed.wait()
-
-    def _add(self, line: str) -> None:
-        self.lines.append(line)
-        self.changed.set()
-
-
-class Server:
-    """A supervisor at work in this process."""
-
-    def __init__(self, tmp_path: Path, gateway: str, *engines: str, **limits: float) -> None:
-        self.others = set(children_of(os.getpid()))  # of other tests in this process
-        self.notes_path = tmp_path / "notes"
-        self.announcer = Recorder()
-        plan = ServerPlan(
-            gateway=self._spec("gateway", gateway),
-            engines=tuple(self._spec(f"e{i}", script) for i, script in enumerate(engines)),
-            restarts=RestartLimits(min_seconds=0.01, max_seconds=0.02, crash_loop_deaths=3),
-            start_seconds=limits.get("start_seconds", 10),
-            drain_seconds=limits.get("drain_seconds", 10),
+        self.log: list[str] = []
+        self.controller = Controller(
+            Autoscaler(AutoscalerConfig()),
+            provision=self._provision,
+            gateways=self,
+            events=self,
+            decisions=Decisions(Journal(unix_time=wall_time, source="autoscaler"), wall_time),
+            drain_limit=12.5,
+            clock=MonotonicClock(),
         )
-        clock = MonotonicClock()
-        supervisor = Supervisor(plan, announcer=self.announcer, clock=clock, begun=clock.now())
-        self.task = asyncio.create_task(supervisor.run())
 
-    def _spec(self, name: str, script: str) -> ChildSpec:
-        settings = f'{{"name": "{name}", "notes": "{self.notes_path}"}}'.encode()
-        command = (sys.executable, "-S", "-E", "-c", PRELUDE + script)
-        return ChildSpec(name=name, command=command, settings=settings)
+    def _provision(self, events: ReplicaEvents) -> Around:
+        return self
 
-    @property
-    def notes(self) -> list[str]:
-        return self.notes_path.read_text().splitlines()
+    # Provisioner
 
-    async def ending(self) -> Ending:
-        ending = await self.task
-        assert set(children_of(os.getpid())) <= self.others  # not even a zombie
-        return ending
+    def start(self, replica: ReplicaId) -> None:
+        self.log.append(f"start {replica}")
 
-    async def note(self, words: str) -> str:
-        """Wait for a line of the notes."""
-        while True:  # written by other processes
-            found = [line for line in self.notes if words in line]
-            if found:
-                return found[0]
-            await asyncio.sleep(0.002)
+    def stop(self, replica: ReplicaId) -> None:
+        self.log.append(f"stop {replica}")
 
+    def places(self) -> Mapping[ReplicaId, Place]:
+        return {R0: Place(address="/r0")}
 
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    def kill(self) -> None:
+        self.log.append("kill")
 
+    async def close(self) -> tuple[str, ...]:
+        return ("r9",)
 
-@async_test
-async def test_the_gateway_ends_before_the_engines_and_all_is_well(tmp_path: Path):
-    server = Server(tmp_path, GOOD, GOOD, GOOD)
-    await server.announcer.until("all ready")
-    assert server.announcer.num_ready == 2
-    terminate()
-    assert await server.ending() == Ending(0)
-    assert server.announcer.lines[-1] == "ending within 10 s"
-    ends = [line for line in server.notes if line.endswith("ended")]
-    assert ends[0] == "gateway ended"
-    assert sorted(ends[1:]) == ["e0 ended", "e1 ended"]
+    # Gateways and ControllerEvents
 
+    def send_members(self, members: Members) -> None:
+        names = [f"{m.replica}{'-' if m.draining else ''}" for m in members.members]
+        self.log.append(f"members {' '.join(names)}".rstrip())
+        assert all(member.drain_limit == 12.5 for member in members.members)
 
-@async_test
-async def test_progress_is_passed_on(tmp_path: Path):
-    server = Server(tmp_path, GOOD, "say(type='progress', text='repacking'); " + GOOD)
-    await server.announcer.until("e0: repacking")
-    await server.announcer.until("all ready")
-    terminate()
-    await server.ending()
+    def pool_trouble(self, text: str) -> None:
+        self.log.append(f"trouble {text}")
 
+    def pool_hopeless(self, failure: Failed) -> None:
+        self.log.append(f"hopeless {failure.message}")
 
-@async_test
-async def test_what_is_no_report_is_passed_over(tmp_path: Path):
-    server = Server(tmp_path, GOOD, "print('hello'); print('{}'); " + GOOD)
-    await server.announcer.until("all ready")
-    terminate()
-    assert await server.ending() == Ending(0)
+    def pool_fault(self, error: Exception) -> None:
+        self.log.append(f"fault {error}")
+
+    async def heard(self, act: Callable[[], None]) -> list[str]:
+        """Return what is told because of ``act``."""
+        before = len(self.log)
+        act()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return self.log[before:]
+
+    async def with_two(self) -> Controller:
+        controller = self.controller
+        await self.heard(lambda: controller.set_range(2, 2))
+        for name in (R0, R1):
+            await self.heard(lambda n=name: self.up(n))
+        return controller
+
+    def up(self, replica: ReplicaId) -> None:
+        self.controller.replica_up(replica, address=f"/{replica}", seconds=1.0)
 
 
 @async_test
-async def test_a_child_that_dies_in_service_is_started_again(tmp_path: Path):
-    once = """
-if not os.path.exists(settings["notes"] + ".died"):
-    open(settings["notes"] + ".died", "w").close()
-    ready(); os.kill(os.getpid(), signal.SIGKILL)
-"""
-    server = Server(tmp_path, GOOD, GOOD, once + "note('is back'); " + GOOD)
-    await server.announcer.until("e1 died: signal SIGKILL; starts again in 0.01 s")
-    await server.note("e1 is back")
-    await server.announcer.until("all ready")
-    terminate()
-    assert await server.ending() == Ending(0)
-    assert server.notes.count("e1 started") == 2
+async def test_replicas_are_members_when_they_are_ready():
+    around = Around()
+    controller = around.controller
+    assert await around.heard(lambda: controller.set_range(2, 2)) == ["start r0", "start r1"]
+    assert await around.heard(lambda: around.up(R1)) == ["members r1"]
+    assert await around.heard(lambda: around.up(R0)) == ["members r1 r0"]
 
 
 @async_test
-async def test_a_child_that_says_why_it_cannot_start_ends_the_server_with_its_words(
-    tmp_path: Path,
-):
-    fails = "say(type='failed', message='x.gguf: damaged', exit_code=2); sys.exit(2)"
-    server = Server(tmp_path, GOOD, fails)
-    assert await server.ending() == Ending(2, "x.gguf: damaged")
+async def test_a_replica_that_died_and_comes_again_stays_a_member():
+    around = Around()
+    controller = await around.with_two()
+    assert await around.heard(
+        lambda: controller.replica_down(R0, reason="r0 died", restarts=True)
+    ) == ["trouble r0 died"]
+    assert await around.heard(lambda: around.up(R0)) == ["members r0 r1"]
 
 
 @async_test
-async def test_a_child_that_dies_again_and_again_before_it_is_ready_ends_the_server(
-    tmp_path: Path,
-):
-    server = Server(tmp_path, GOOD, GOOD, "sys.exit(7)")
-    ending = await server.ending()
-    assert ending.exit_code == 1
-    assert "e1 died 3 times before it was ready, at last: exit code 7" in ending.message
-    assert server.notes.count("e1 started") == 3
+async def test_a_drained_replica_leaves_the_table_before_it_is_stopped():
+    around = Around()
+    controller = await around.with_two()
+    await around.heard(lambda: controller.set_range(1, 2))
+    assert await around.heard(lambda: controller.drain(R0, cancel=False)) == ["members r0- r1"]
+    assert await around.heard(lambda: controller.drain(R0, cancel=True)) == ["members r0 r1"]
+    await around.heard(lambda: controller.drain(R0, cancel=False))
+    emptied = Emptied("g0", "r0")
+    assert await around.heard(lambda: controller.gateway_emptied(emptied)) == [
+        "members r1",
+        "stop r0",
+    ]
+    late = await around.heard(lambda: around.up(R0))
+    assert late == ["members r1"]  # it became ready while it was told to end
+    await around.heard(lambda: controller.replica_down(R0, reason="stopped", restarts=False))
+    assert list(controller.autoscaler.stages()) == ["r1"]
 
 
 @async_test
-async def test_a_child_that_was_ready_is_started_for_ever_and_called_a_crash_loop(tmp_path: Path):
-    server = Server(tmp_path, GOOD, GOOD, "ready(); sys.exit(7)")
-    await server.announcer.until("crash_loop: e1 died: exit code 7")
-    assert not server.task.done()
-    terminate()
-    ending = await server.ending()
-    assert ending.exit_code == 1  # it was dead, or died, when the server was told to end
+async def test_a_frozen_controller_decides_nothing():
+    around = Around()
+    controller = await around.with_two()
+    controller.freeze()
+    assert controller.is_closed
+    assert await around.heard(lambda: controller.set_range(4, 4)) == []
+    assert await controller.close() == ("r9",)
 
 
 @async_test
-async def test_a_child_that_is_not_ready_in_time_is_killed(tmp_path: Path):
-    server = Server(tmp_path, GOOD, "until_told()", start_seconds=0.3)
-    ending = await server.ending()
-    assert ending == Ending(1, "e0 was not ready within 0.3 s")
+async def test_hopeless_replicas_and_decisions_are_told():
+    around = Around()
+    controller = await around.with_two()
+    heard = await around.heard(lambda: controller.replica_hopeless(R0, Failed("no file", 2)))
+    assert heard == ["hopeless no file"]
+    kinds = [entry.kind for entry in controller.decisions.journal.after(0)]
+    assert kinds == ["scaled", "start", "start", "ready", "ready"]
+    assert controller.decisions.num_scalings == {"out": 1, "in": 0, "same": 0}
 
 
 @async_test
-async def test_a_second_signal_kills_what_does_not_end(tmp_path: Path):
-    stubborn = (
-        "signal.signal(signal.SIGTERM, lambda *_: note('told')); ready()\nwhile 1: time.sleep(1)"
+async def test_the_floor_is_ready_when_a_gateway_reaches_it():
+    around = Around()
+    controller = await around.with_two()
+    waiting = asyncio.create_task(controller.floor_is_ready(2))
+    controller.gateway_load(report("r0"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    controller.gateway_load(report("r0", "r1"))
+    assert [place.address for place in await waiting] == ["/r0"]
+
+
+def report(*names: str) -> PoolReport:
+    return PoolReport(
+        gateway="g0",
+        waiting=1,
+        waiting_tokens=20,
+        predicted_ttft=0.5,
+        replicas=tuple(
+            PoolReplica(
+                replica=name,
+                outstanding=2,
+                prefill_tokens=3,
+                kv_used=0.25,
+                prefill_rate=1000.0,
+                computed_tokens=77,
+                max_num_seqs=8,
+            )
+            for name in names
+        ),
     )
-    server = Server(tmp_path, stubborn, GOOD)
-    await server.announcer.until("all ready")
-    terminate()
-    await server.note("gateway told")
-    terminate()
-    ending = await server.ending()
-    assert ending.exit_code == 1
-    assert "gateway is killed" in server.announcer.lines
 
 
-@async_test
-async def test_what_does_not_end_within_the_drain_limit_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("headrace.server.controller.KILL_GRACE_SECONDS", 0.05)
-    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready()\nwhile 1: time.sleep(1)"
-    server = Server(tmp_path, GOOD, stubborn, drain_seconds=0.05)
-    await server.announcer.until("all ready")
-    terminate()
-    assert (await server.ending()).exit_code == 1
-    assert "gateway ended" in server.notes
-
-
-@async_test
-async def test_grandchildren_of_a_dead_child_are_ended_too(tmp_path: Path):
-    forks = """
-if os.fork() == 0:
-    note(f"pid {os.getpid()}")
-    time.sleep(60)
-note(f"is {os.getpid()}"); ready(); until_told()
-"""
-    server = Server(tmp_path, GOOD, forks)
-    await server.announcer.until("all ready")
-    pid = int((await server.note("pid")).split()[-1])
-    os.kill(int((await server.note("e0 is")).split()[-1]), signal.SIGKILL)
-    await server.announcer.until("e0 died: signal SIGKILL")
-    terminate()
-    await server.ending()
-    for _ in range(1000):
-        if not alive(pid):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"process {pid} lives on")
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def test_a_report_is_a_load_field_by_field():
+    load = pool_load(report("r0"))
+    assert (load.waiting, load.waiting_tokens, load.predicted_ttft) == (1, 20, 0.5)
+    (replica,) = load.replicas
+    assert (replica.replica, replica.outstanding, replica.prefill_tokens) == ("r0", 2, 3)
+    assert (replica.kv_used, replica.prefill_rate) == (0.25, 1000.0)
+    assert (replica.computed_tokens, replica.max_num_seqs) == (77, 8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headrace.clock import MonotonicClock
+from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ConfigError, ExecutorFault, ModelTooLarge
 from headrace.executor.base import ExecutorSpec
 from headrace.executor.simulated import SimulatedExecutor
@@ -19,17 +20,18 @@ from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, M
 from headrace.server.transport.frames import ConnectionLimits
 from headrace.server.transport.link import EngineLink
 from headrace.testing.async_test import async_test
-from headrace.types import FinishReason, ReplicaId, Request, RequestId
+from headrace.types import FinishReason, ReplicaId, Request, RequestId, block_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from headrace.core.router.events import AttemptFailed
     from headrace.core.scheduler.plan import StepPlan, StepResult
     from headrace.executor.base import Executor
     from headrace.server.child import Ready
-    from headrace.server.links import ReplicaDescription, ReplicaLink
-    from headrace.types import Output, ReportLoad, TokenId
+    from headrace.server.links import ReplicaDescription, ReplicaLink, ReplicaProcess
+    from headrace.types import BlockKey, EngineTiming, Output, ReportLoad, TokenId
 
 SPEC = ExecutorSpec(
     model_identity="simulated/test",
@@ -48,12 +50,17 @@ class Client:
         self.ready = asyncio.Event()
         self.lost = asyncio.Event()
         self.tokens: dict[str, list[TokenId]] = {}
+        self.timings: dict[str, list[EngineTiming | None]] = {}
         self.ends: dict[str, asyncio.Future[Output]] = {}
         self.refusals: dict[str, str] = {}
         self.reports: asyncio.Queue[ReportLoad] = asyncio.Queue()
+        self.beats: asyncio.Queue[ReplicaProcess] = asyncio.Queue()
+        self.kv_number = -1
+        self.keys: set[BlockKey] = set()
 
     def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
         assert description.num_blocks == SPEC.num_blocks
+        assert description.max_num_batched_tokens in (64, 512)
         self.ready.set()
 
     def replica_lost(self, replica: ReplicaId, reason: str) -> None:
@@ -62,18 +69,42 @@ class Client:
     def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
         for output in outputs:
             self.tokens.setdefault(output.request_id, []).extend(output.tokens)
+            self.timings.setdefault(output.request_id, []).append(output.timing)
             if output.finish is not None:
                 self.end(output.request_id).set_result(output)
 
-    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
-        self.refusals[request_id] = code
-        self.end(request_id).cancel()
+    def failed(self, failure: AttemptFailed) -> None:
+        self.refusals[failure.request_id] = failure.code
+        self.end(failure.request_id).cancel()
+
+    def beat(self, replica: ReplicaId, process: ReplicaProcess) -> None:
+        self.beats.put_nowait(process)
+
+    def kv_changed(
+        self,
+        replica: ReplicaId,
+        number: int,
+        stored: tuple[BlockKey, ...],
+        removed: tuple[BlockKey, ...],
+    ) -> None:
+        assert number == self.kv_number + 1
+        self.kv_number = number
+        self.keys = (self.keys | set(stored)) - set(removed)
+
+    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+        self.kv_number, self.keys = number, set(keys)
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         self.reports.put_nowait(report)
 
     def end(self, name: str) -> asyncio.Future[Output]:
         return self.ends.setdefault(name, asyncio.get_running_loop().create_future())
+
+    async def step_of(self, seconds: float) -> ReplicaProcess:
+        """Wait for a beat during a step that has taken so long."""
+        while (process := await self.beats.get()).step_seconds < seconds:
+            pass
+        return process
 
     async def idle_report(self) -> ReportLoad:
         while True:
@@ -89,7 +120,7 @@ def process(path: Path, **settings: object) -> EngineProcess:
         cache_dir="",
         model=ModelFile(path="", name="test", simulated=True),
         engine=EngineSettings(report_seconds=0.01, **settings),
-        transport=ConnectionLimits(),
+        transport=ConnectionLimits(beat_seconds=0.01),
         log=LogConfig(),
         drain_seconds=5,
     )
@@ -160,6 +191,49 @@ async def test_tokens_come_back_and_all_blocks_are_free_at_the_end(path: Path):
         report = await running.client.idle_report()
         assert report.kv_blocks_free == report.kv_blocks_total == SPEC.num_blocks
         assert report.output_tokens_total == 200
+
+
+@async_test
+async def test_the_first_token_tells_how_it_came_about(path: Path):
+    async with engine(path, max_num_batched_tokens=64) as running:
+        await running.generate("a", range(150), 3)
+        first, *later = running.client.timings["a"]
+        assert first is not None
+        assert (first.chunks, first.preemptions) == (3, 0)
+        assert first.waited >= 0
+        assert first.prefill > 0
+        assert later == [None, None]
+
+
+@async_test
+async def test_what_the_prefix_cache_holds_is_told(path: Path):
+    async with engine(path) as running:
+        prompt = tuple(range(40))
+        await running.generate("a", prompt, 2)
+        await running.client.idle_report()
+        root = chain_root(salt=b"", model_identity=SPEC.model_identity, block_size=SPEC.block_size)
+        chain = prompt_chain(root, prompt, SPEC.block_size)
+        assert running.client.keys == {block_key(digest) for digest in chain}
+        running.client.keys = set()
+        running.link.want_snapshot()
+        await running.generate("b", prompt, 2)
+        assert running.client.keys == {block_key(digest) for digest in chain}
+
+
+@async_test
+async def test_the_heart_beats_while_a_step_takes_long_and_while_it_drains(path: Path):
+    release = threading.Event()
+    slow = PacedExecutor(SimulatedExecutor(SPEC), speed=1, wait=lambda _: release.wait(10))
+    async with engine(path, lambda: slow) as running:
+        going_on = asyncio.create_task(running.generate("a", range(5), 2))
+        longest = await running.client.step_of(0.05)
+        assert longest.resident_bytes > 1 << 20
+        assert longest.open_fds > 3
+        assert longest.cpu_seconds > 0
+        running.stop.set()
+        await running.client.step_of(longest.step_seconds + 0.05)
+        release.set()
+        assert (await going_on).finish is FinishReason.LENGTH
 
 
 @async_test

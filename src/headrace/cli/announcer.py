@@ -12,7 +12,7 @@ from headrace import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.server.child import Ready
+    from headrace.server.provisioner import Place
     from headrace.types import Seconds
 
 
@@ -25,6 +25,9 @@ class Announcement:
     has_key: bool
     is_exposed: bool
     settings: str
+    range: str = ""  # how many replicas there may be, where their number may change
+    elsewhere: str = ""  # replicas that others run
+    console: str = ""  # its URL, with the token
 
     @property
     def auth(self) -> str:
@@ -34,8 +37,16 @@ class Announcement:
         return "NONE: OPEN TO THE NETWORK" if self.is_exposed else "none, this machine only"
 
     @property
+    def title(self) -> str:
+        """What it does."""
+        return "stands before other servers" if self.elsewhere else f"serves {self.model}"
+
+    @property
     def curl(self) -> str:
         """A command to try."""
+        if self.elsewhere:
+            key = " -H 'Authorization: Bearer YOUR_KEY'" if self.has_key else ""
+            return f"curl {self.url}/v1/models{key}"
         body = json.dumps(
             {"model": self.model, "messages": [{"role": "user", "content": "Name three rivers."}]}
         )
@@ -56,14 +67,15 @@ class ConsoleAnnouncer:
         """See Announcer."""
         print(f"{child}: {text}", file=sys.stderr, flush=True)
 
-    def ready(self, gateway: Ready, engines: Sequence[Ready], *, seconds: Seconds) -> None:
+    def ready(self, replicas: Sequence[Place], *, seconds: Seconds) -> None:
         """See Announcer."""
         about = self._announcement
-        tokens = engines[0].kv_tokens if engines else 0
+        console = f"  console    {about.console}\n" if about.console else ""
         print(
-            f"headrace {__version__} serves {about.model}\n"
+            f"headrace {__version__} {about.title}\n"
             f"  url        {about.url}/v1\n"
-            f"  replicas   {len(engines)}, with a KV cache of {tokens:,} tokens each\n"
+            f"{console}"
+            f"  replicas   {about.elsewhere or _pool(replicas, about.range)}\n"
             f"  auth       {about.auth}\n"
             f"  settings   {about.settings}\n"
             f"  ready in   {seconds:.1f} s\n"
@@ -78,3 +90,9 @@ class ConsoleAnnouncer:
     def trouble(self, text: str) -> None:
         """See Announcer."""
         print(f"headrace: {text}", file=sys.stderr, flush=True)
+
+
+def _pool(replicas: Sequence[Place], range_text: str) -> str:
+    tokens = replicas[0].kv_tokens if replicas else 0
+    scaled = f" of {range_text}" if ":" in range_text else ""
+    return f"{len(replicas)}{scaled}, with a KV cache of {tokens:,} tokens each"

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag of the command line and the setting it sets. No ``metavar``: a switch."""
+    """A flag of the command line and the setting it sets. No ``metavar``: a switch, on or off."""
 
     name: str
     key: str
     metavar: str = ""
+    off: bool = False
 
     @property
     def destination(self) -> str:
@@ -41,8 +42,9 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
             default = "" if field.default in ("", 0) else f" ({_shown(field.default)})"
             parser.add_argument(flag.name, metavar=flag.metavar, help=text + default)
         else:
+            const, words = ("false", f"do not {text}") if flag.off else ("true", text)
             parser.add_argument(
-                flag.name, action="store_const", const="true", default=None, help=text
+                flag.name, action="store_const", const=const, default=None, help=words
             )
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings in TOML")
 

@@ -1,94 +1,118 @@
-"""``headrace gateway``: the HTTP side, started by the supervisor."""
+"""``headrace gateway``: one address for OpenAI servers that others run."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import logging
-import secrets
-import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace import __version__
+import msgspec
+
+from headrace.cli.announcer import Announcement
+from headrace.cli.flags import Flag, add_flags, load_settings
+from headrace.cli.places import run_directory
+from headrace.cli.plans import gateway_process
+from headrace.cli.serving import Server, run_server
 from headrace.clock import MonotonicClock
-from headrace.model.text import load_text_model
+from headrace.config import read_environment
+from headrace.core.balancer.registry import build_policy
 from headrace.monitoring.logging import configure_logging
-from headrace.monitoring.metrics import Registry
-from headrace.monitoring.table import BUILD, GATEWAY_TABLE
-from headrace.server.child import Ready, run_child
-from headrace.server.gateway.app import Outside, build_gateway
-from headrace.server.settings import GatewayProcess
-from headrace.server.transport.link import EngineLink
-from headrace.types import ReplicaId
+from headrace.server.address import bind, check_exposure, url_of
+from headrace.server.gateway.foreign.address import parse_replicas
+from headrace.server.settings import ModelFile
 
 if TYPE_CHECKING:
     import argparse
+    import socket
+    from pathlib import Path
 
-    from headrace.server.child import Parent
-    from headrace.server.gateway.app import Gateway
+    from headrace.config import Loaded
+    from headrace.server.gateway.foreign.config import ForeignReplica
+    from headrace.server.settings import GatewayProcess
 
-_log = logging.getLogger(__name__)
+FLAGS = (
+    Flag("--host", "server.host", "HOST"),
+    Flag("--port", "server.port", "PORT"),
+    Flag("--api-key", "server.api_key", "KEY"),
+    Flag("--key-file", "server.key_file", "FILE"),
+    Flag("--insecure-no-auth", "server.insecure_no_auth"),
+    Flag("--policy", "gateway.policy", "NAME"),
+    Flag("--drain-seconds", "server.drain_seconds", "S"),
+    Flag("--admin", "server.admin", "PATH"),
+    Flag("--journal", "server.journal", "FILE"),
+    Flag("--no-console", "console.enabled", off=True),
+    Flag("--log-level", "log.level", "LEVEL"),
+    Flag("--log-format", "log.format", "FORMAT"),
+)
+
+_EPILOG = """Replicas may be any servers of the OpenAI HTTP API: vLLM, SGLang, llama.cpp, headrace.
+Where they want a key, set HEADRACE_FOREIGN_API_KEY.
+
+examples:
+  headrace gateway --replica http://10.0.0.1:8000 --replica http://10.0.0.2:8000
+  headrace gateway --replica http://127.0.0.1:8001 --port 8080 --policy least_requests"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments: the settings come from the supervisor."""
-    parser.description = "The HTTP side. Started by `headrace serve`, not by hand."
+    """Declare the arguments of ``headrace gateway``."""
+    parser.description = "Stand before OpenAI servers that run elsewhere: balance, retry, watch."
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--replica",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a server, http://HOST:PORT; once for each",
+    )
+    add_flags(parser, FLAGS)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the process."""
-    return run_child(GatewayProcess, _serve)
-
-
-async def _serve(process: GatewayProcess, parent: Parent, stop: asyncio.Event) -> int:
-    configure_logging(process=process.name, format=process.log.format, level=process.log.level)
-    gateway = _build(process)
-    links = [asyncio.create_task(link.run()) for link in _links(process, gateway)]
-    listening = socket.socket(fileno=process.listening_fd)
-    serving = asyncio.create_task(gateway.serve(listening))
-    stopping = asyncio.create_task(_drain(gateway, process.drain_seconds, stop))
-    gc.collect()
-    gc.freeze()  # what is here now stays: collections need not look at it again
-    parent.report(Ready(model=process.served_name))
-    try:
-        await serving
-    except Exception:  # the outermost boundary of this process
-        _log.critical("the gateway died", exc_info=True)
-        return 1
-    finally:
-        for task in (stopping, *links):
-            task.cancel()
-        await asyncio.wait([stopping, *links])
-    return 0
-
-
-def _build(process: GatewayProcess) -> Gateway:
-    registry = Registry(GATEWAY_TABLE)
-    registry.put(BUILD, __version__, process.served_name, value=1)
-    return build_gateway(
-        process.gateway,
-        text=load_text_model(Path(process.model.path)),
-        names=(process.served_name,),
-        api_keys=process.api_keys,
-        outside=Outside(MonotonicClock(), secrets.randbits, registry),
-    )
-
-
-def _links(process: GatewayProcess, gateway: Gateway) -> list[EngineLink]:
-    return [
-        EngineLink(
-            replica=ReplicaId(replica),
-            gateway=process.name,
-            path=Path(path),
-            events=gateway.traffic,
-            clock=MonotonicClock(),
-            limits=process.transport,
+    """Serve until told to end; return the exit code."""
+    begun = MonotonicClock().now()
+    environment = read_environment()
+    loaded = load_settings(args, FLAGS, environment)
+    config = loaded.config
+    configure_logging(process="supervisor", format=config.log.format, level=config.log.level)
+    replicas = parse_replicas(args.replica)
+    build_policy(config.gateway.policy)  # an unknown one is told with near names
+    check_exposure(config.server)
+    with (
+        bind(config.server.host, config.server.port) as listening,
+        run_directory(environment) as directory,
+    ):
+        server = Server(
+            loaded=loaded,
+            listening=listening,
+            directory=directory,
+            gateway=_process(loaded, listening, directory, replicas),
+            announcement=_announcement(loaded, listening, replicas),
+            begun=begun,
         )
-        for replica, path in process.engines.items()
-    ]
+        return run_server(server)
 
 
-async def _drain(gateway: Gateway, seconds: float, stop: asyncio.Event) -> None:
-    await stop.wait()
-    await gateway.drain(seconds)
+def _process(
+    loaded: Loaded,
+    listening: socket.socket,
+    directory: Path,
+    replicas: tuple[ForeignReplica, ...],
+) -> GatewayProcess:
+    no_model = ModelFile(path="", name="")
+    process = gateway_process(
+        loaded.config, listening=listening, directory=directory, model=no_model
+    )
+    return msgspec.structs.replace(process, replicas=replicas, foreign=loaded.config.foreign)
+
+
+def _announcement(
+    loaded: Loaded, listening: socket.socket, replicas: tuple[ForeignReplica, ...]
+) -> Announcement:
+    config = loaded.config
+    urls = ", ".join(replica.url for replica in replicas)
+    return Announcement(
+        model="",
+        url=url_of(listening),
+        has_key=bool(config.server.api_key or config.server.key_file),
+        is_exposed=config.server.insecure_no_auth,
+        settings=loaded.summary,
+        elsewhere=urls,
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from headrace.errors import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -40,17 +40,42 @@ class Command:
     help: str = ""
 
 
-COMMANDS = {
-    "serve": Command("headrace.cli.serve", "serve a model over HTTP (OpenAI's API)"),
-    "run": Command("headrace.cli.run", "answer one prompt in the terminal"),
-    "pull": Command("headrace.cli.pull", "fetch a model into the cache"),
-    "bench": Command("headrace.cli.bench", "load a server and report its latencies"),
-    "version": Command("headrace.cli.version", "print versions"),
-    "engine": Command("headrace.cli.engine"),
-    "gateway": Command("headrace.cli.gateway"),
+GROUPS = {
+    "serve": {
+        "serve": Command("headrace.cli.serve", "serve a model over HTTP (OpenAI's API)"),
+        "gateway": Command(
+            "headrace.cli.gateway", "stand before OpenAI servers that run elsewhere"
+        ),
+        "run": Command("headrace.cli.run", "answer one prompt in the terminal"),
+        "pull": Command("headrace.cli.pull", "fetch a model into the cache"),
+    },
+    "look after a server": {
+        "ps": Command("headrace.cli.ps", "show its replicas, load and range"),
+        "scale": Command("headrace.cli.scale", "set how many replicas it may have"),
+        "drain": Command("headrace.cli.drain", "end a replica when its streams have ended"),
+        "explain": Command("headrace.cli.explain", "show where a request's time went, and why"),
+        "journal": Command("headrace.cli.journal", "show what it decided, and why"),
+        "keys": Command("headrace.cli.keys", "create, list and revoke API keys"),
+    },
+    "measure and plan": {
+        "bench": Command("headrace.cli.bench", "load a server and report its latencies"),
+        "simulate": Command("headrace.cli.simulate", "play a trace on replicas nobody owns yet"),
+        "fake-replica": Command(
+            "headrace.cli.fake_replica", "run an OpenAI server without a model"
+        ),
+        "version": Command("headrace.cli.version", "print versions"),
+    },
+    "": {
+        "child-engine": Command("headrace.cli.children.engine"),
+        "child-gateway": Command("headrace.cli.children.gateway"),
+        "child-console": Command("headrace.cli.children.console"),
+    },
 }
+"""Commands by what they are for, as the help shows them; the last group is hidden."""
 
-_EPILOG = """examples:
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+_EXAMPLES = """examples:
   headrace serve                                # a small model on http://127.0.0.1:8000
   headrace run smollm2-135m-instruct "Name three rivers."
 
@@ -67,15 +92,26 @@ class _Parser(argparse.ArgumentParser):
 def _top_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="headrace",
+        usage="headrace COMMAND ...",
         description="LLM serving: router, batch scheduler, KV cache, load balancer, monitoring.",
-        epilog=_EPILOG,
+        epilog="\n".join((*_command_lines(), _EXAMPLES)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    commands = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True, help=argparse.SUPPRESS
+    )
     for name, command in COMMANDS.items():
         if command.help:
-            commands.add_parser(name, help=command.help, add_help=False)
+            commands.add_parser(name, add_help=False)
     return parser
+
+
+def _command_lines() -> Iterator[str]:
+    for title, group in GROUPS.items():
+        if title:
+            yield f"{title}:"
+            yield from (f"  {name:<14}{command.help}" for name, command in group.items())
+            yield ""
 
 
 def _run(arguments: Sequence[str]) -> int:

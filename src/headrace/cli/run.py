@@ -16,7 +16,15 @@ from headrace.cli.models import cache_dir, local_model
 from headrace.clock import MonotonicClock
 from headrace.config import read_environment
 from headrace.core.scheduler.engine_core import build_engine_core
-from headrace.core.scheduler.events import Emit, Execute, Reject, ReportLoad, Submit
+from headrace.core.scheduler.events import (
+    Emit,
+    Execute,
+    KvChanged,
+    KvSnapshot,
+    Reject,
+    ReportLoad,
+    Submit,
+)
 from headrace.errors import StartError, UsageError
 from headrace.machine import Source
 from headrace.server.driver import AsyncioDriver
@@ -150,7 +158,7 @@ class _Solo:
                     self._take(output)
             case Reject(_, _, reason):
                 self._end(StartError(reason))
-            case ReportLoad():
+            case ReportLoad() | KvChanged() | KvSnapshot():
                 pass
             case _:
                 assert_never(effect)

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import sys
-import tempfile
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from headrace.cli.announcer import Announcement, ConsoleAnnouncer
+from headrace.cli.announcer import Announcement
 from headrace.cli.flags import Flag, add_flags, load_settings
-from headrace.cli.models import cache_dir, served_model
+from headrace.cli.models import served_model
+from headrace.cli.places import run_directory
+from headrace.cli.plans import engine_plan, gateway_process
+from headrace.cli.serving import Server, run_server
 from headrace.clock import MonotonicClock
 from headrace.config import read_environment
-from headrace.errors import StartError, UsageError
+from headrace.core.balancer.registry import build_policy
+from headrace.errors import UsageError
 from headrace.monitoring.logging import configure_logging
 from headrace.server.address import bind, check_exposure, url_of
-from headrace.server.child import child_command
-from headrace.server.controller import ServerPlan, Supervisor
-from headrace.server.process import ChildSpec
-from headrace.server.restarts import RestartLimits
-from headrace.server.settings import (
-    EngineProcess,
-    GatewayProcess,
-    ModelFile,
-)
+from headrace.server.replica_range import parse_range
 
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Iterator
 
-    from headrace.config import Config, Environment, Loaded
-    from headrace.server.controller import Ending
-    from headrace.types import Seconds
-
-MAX_SOCKET_PATH_BYTES = 107
-"""Of a Unix socket, on Linux (unix(7))."""
+    from headrace.config import Loaded
+    from headrace.server.replica_range import ReplicaRange
+    from headrace.server.settings import ModelFile
 
 FLAGS = (
     Flag("--model", "model.name", "MODEL"),
@@ -49,13 +33,18 @@ FLAGS = (
     Flag("--port", "server.port", "PORT"),
     Flag("--api-key", "server.api_key", "KEY"),
     Flag("--insecure-no-auth", "server.insecure_no_auth"),
-    Flag("--replicas", "server.replicas", "N"),
+    Flag("--key-file", "server.key_file", "FILE"),
+    Flag("--replicas", "server.replicas", "N[:MAX]"),
+    Flag("--policy", "gateway.policy", "NAME"),
     Flag("--threads", "engine.threads", "N"),
     Flag("--kv-cache-tokens", "engine.kv_cache_tokens", "N"),
     Flag("--max-model-len", "engine.max_model_len", "N"),
     Flag("--max-num-seqs", "engine.max_num_seqs", "N"),
     Flag("--max-num-batched-tokens", "engine.max_num_batched_tokens", "N"),
     Flag("--drain-seconds", "server.drain_seconds", "S"),
+    Flag("--admin", "server.admin", "PATH"),
+    Flag("--journal", "server.journal", "FILE"),
+    Flag("--no-console", "console.enabled", off=True),
     Flag("--cache-dir", "model.cache_dir", "DIR"),
     Flag("--log-level", "log.level", "LEVEL"),
     Flag("--log-format", "log.format", "FORMAT"),
@@ -63,7 +52,7 @@ FLAGS = (
 
 _EPILOG = """examples:
   headrace serve                     # a small model on http://127.0.0.1:8000
-  headrace serve ./model.gguf --port 8080 --replicas 2 --max-model-len 4k"""
+  headrace serve ./model.gguf --port 8080 --replicas 1:3 --max-model-len 4k"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,118 +75,44 @@ def main(args: argparse.Namespace) -> int:
     loaded = load_settings(args, FLAGS, environment)
     config = loaded.config
     configure_logging(process="supervisor", format=config.log.format, level=config.log.level)
+    replicas = checked_settings(loaded)
     check_exposure(config.server)
     with bind(config.server.host, config.server.port) as listening:
         model = served_model(config, environment)
         with run_directory(environment) as directory:
-            plan = server_plan(config, environment, listening, model, directory)
-            announcer = ConsoleAnnouncer(_announcement(loaded, model, url_of(listening)))
-            ending = asyncio.run(_supervise(plan, announcer, begun))
-    if ending.message:
-        print(f"headrace: {ending.message}", file=sys.stderr)
-    return ending.exit_code
+            server = Server(
+                loaded=loaded,
+                listening=listening,
+                directory=directory,
+                gateway=gateway_process(
+                    config, listening=listening, directory=directory, model=model
+                ),
+                announcement=announcement(loaded, model, listening, replicas),
+                begun=begun,
+                range=replicas,
+                engine=engine_plan(config, environment, model=model, directory=directory),
+            )
+            return run_server(server)
 
 
-async def _supervise(plan: ServerPlan, announcer: ConsoleAnnouncer, begun: Seconds) -> Ending:
-    clock = MonotonicClock()
-    return await Supervisor(plan, announcer=announcer, clock=clock, begun=begun).run()
+def checked_settings(loaded: Loaded) -> ReplicaRange:
+    """Return the replicas that may be; raise UsageError for what only shows after loading."""
+    config = loaded.config
+    build_policy(config.gateway.policy)  # an unknown one is told with near names
+    place = loaded.origins.get("server.replicas", "server.replicas")
+    return parse_range(config.server.replicas, place=place)
 
 
-def _announcement(loaded: Loaded, model: ModelFile, url: str) -> Announcement:
+def announcement(
+    loaded: Loaded, model: ModelFile, listening: socket.socket, replicas: ReplicaRange
+) -> Announcement:
+    """What to print when all is ready."""
     config = loaded.config
     return Announcement(
         model=config.model.served_name or model.name,
-        url=url,
-        has_key=bool(config.server.api_key),
+        url=url_of(listening),
+        has_key=bool(config.server.api_key or config.server.key_file),
         is_exposed=config.server.insecure_no_auth,
-        settings=f"{loaded.fingerprint} ({_origins(loaded)})",
+        settings=loaded.summary,
+        range=str(replicas),
     )
-
-
-def server_plan(
-    config: Config,
-    environment: Environment,
-    listening: socket.socket,
-    model: ModelFile,
-    directory: Path,
-) -> ServerPlan:
-    """Return what the supervisor is to start. ``directory`` is for the engines' sockets."""
-    sockets = {f"r{i}": str(directory / f"r{i}.sock") for i in range(config.server.replicas)}
-    gateway = msgspec.structs.replace(
-        config.gateway,
-        http=config.http,
-        max_model_len=config.gateway.max_model_len or config.engine.max_model_len,
-    )
-    gateway_process = GatewayProcess(
-        name="g0",
-        listening_fd=listening.fileno(),
-        engines=sockets,
-        model=model,
-        served_name=config.model.served_name or model.name,
-        api_keys=(config.server.api_key,) if config.server.api_key else (),
-        gateway=gateway,
-        transport=config.transport,
-        log=config.log,
-        drain_seconds=config.server.drain_seconds,
-    )
-    return ServerPlan(
-        gateway=ChildSpec(
-            name="gateway",
-            command=child_command("gateway"),
-            settings=msgspec.json.encode(gateway_process),
-            inherited_fds=(listening.fileno(),),
-        ),
-        engines=tuple(
-            _engine_spec(
-                EngineProcess(
-                    replica=replica,
-                    socket=path,
-                    cache_dir=str(cache_dir(config, environment)),
-                    model=model,
-                    engine=config.engine,
-                    transport=config.transport,
-                    log=config.log,
-                    drain_seconds=config.server.drain_seconds,
-                )
-            )
-            for replica, path in sockets.items()
-        ),
-        restarts=RestartLimits(
-            min_seconds=config.server.restart_min_seconds,
-            max_seconds=config.server.restart_max_seconds,
-            crash_loop_deaths=config.server.crash_loop_deaths,
-        ),
-        start_seconds=config.server.start_seconds,
-        drain_seconds=config.server.drain_seconds,
-    )
-
-
-def _engine_spec(process: EngineProcess) -> ChildSpec:
-    return ChildSpec(
-        name=f"engine {process.replica}",
-        command=child_command("engine"),
-        settings=msgspec.json.encode(process),
-    )
-
-
-@contextmanager
-def run_directory(environment: Environment) -> Iterator[Path]:
-    """A new directory for sockets, mode 0700, gone afterwards. Raises StartError."""
-    base = environment.runtime_dir
-    if base is None or not base.is_dir():
-        base = Path(tempfile.gettempdir())
-    try:
-        directory = Path(tempfile.mkdtemp(prefix="headrace-", dir=base))
-    except OSError as error:
-        raise StartError(f"cannot make a directory in {base}: {error.strerror}") from None
-    try:
-        if len(bytes(directory / "r00.sock")) > MAX_SOCKET_PATH_BYTES:
-            raise StartError(f"{directory} is too long for a socket's path; set TMPDIR to less")
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _origins(loaded: Loaded) -> str:
-    places = sorted({place.partition(": ")[0] for place in loaded.origins.values()})
-    return ", ".join(places) if places else "all defaults"

@@ -1,63 +1,98 @@
-"""From load reports of engines to the gateway's registry, and figures of this process."""
+"""What engines report, in the gateway's registry, and figures of processes."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.monitoring import table
 
 if TYPE_CHECKING:
     from headrace.monitoring.metrics import Registry
-    from headrace.types import ReplicaId, ReportLoad
+    from headrace.types import ReplicaId, ReportLoad, Seconds
 
-_PROCESS = Path("/proc/self")
-
-_GAUGES = (
+_WHILE_THERE = (
     table.ENGINE_RUNNING,
     table.ENGINE_WAITING,
     table.ENGINE_WAITING_TOKENS,
     table.KV_BLOCKS,
+    table.PREFIX_INDEX_STATE,
+    table.PROCESS_RESIDENT,
+    table.PROCESS_OPEN_FDS,
 )
 
 
-def record_load(registry: Registry, replica: ReplicaId, report: ReportLoad) -> None:
-    """Write one report. Counters of an engine that was restarted start again at 0."""
-    used = report.kv_blocks_total - report.kv_blocks_free
-    empty = report.kv_blocks_free - report.kv_blocks_cached
-    registry.put(table.KV_BLOCKS, replica, "used", value=used)
-    registry.put(table.KV_BLOCKS, replica, "cached", value=report.kv_blocks_cached)
-    registry.put(table.KV_BLOCKS, replica, "empty", value=empty)
-    for metric, value in (
-        (table.ENGINE_RUNNING, report.running),
-        (table.ENGINE_WAITING, report.waiting),
-        (table.ENGINE_WAITING_TOKENS, report.waiting_tokens),
-        (table.ENGINE_STEPS, report.step),
-        (table.ENGINE_STEP_SECONDS, report.step_seconds_total),
-        (table.ENGINE_PROMPT_TOKENS, report.prompt_tokens_total),
-        (table.ENGINE_CACHED_TOKENS, report.cached_tokens_total),
-        (table.ENGINE_OUTPUT_TOKENS, report.output_tokens_total),
-        (table.ENGINE_DISCARDED_TOKENS, report.discarded_tokens_total),
-        (table.ENGINE_PREEMPTIONS, report.preemptions_total),
-    ):
-        registry.put(metric, replica, value=value)
+class EngineFigures:
+    """Writes down reports. Counters of an engine that was restarted start again at 0."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._resident: dict[ReplicaId, int] = {}
+
+    def ready(self, replica: ReplicaId) -> None:
+        """A replica is connected."""
+        self._registry.put(table.REPLICA_READY, replica, value=1)
+
+    def lost(self, replica: ReplicaId) -> None:
+        """It is not any more; it may come back."""
+        self._registry.add(table.REPLICA_LOSSES, replica)
+        self.gone(replica)
+
+    def gone(self, replica: ReplicaId) -> None:
+        """What was true only while it was there is dropped; counters stay."""
+        self._registry.put(table.REPLICA_READY, replica, value=0)
+        self._resident.pop(replica, None)
+        for metric in _WHILE_THERE:
+            self._registry.drop(metric, replica)
+
+    def load(self, replica: ReplicaId, report: ReportLoad) -> None:
+        """A load report came."""
+        put = self._registry.put
+        used = report.kv_blocks_total - report.kv_blocks_free
+        empty = report.kv_blocks_free - report.kv_blocks_cached
+        put(table.KV_BLOCKS, replica, "used", value=used)
+        put(table.KV_BLOCKS, replica, "cached", value=report.kv_blocks_cached)
+        put(table.KV_BLOCKS, replica, "empty", value=empty)
+        for metric, value in (
+            (table.ENGINE_RUNNING, report.running),
+            (table.ENGINE_WAITING, report.waiting),
+            (table.ENGINE_WAITING_TOKENS, report.waiting_tokens),
+            (table.ENGINE_STEPS, report.step),
+            (table.ENGINE_STEP_SECONDS, report.step_seconds_total),
+            (table.ENGINE_PROMPT_TOKENS, report.prompt_tokens_total),
+            (table.ENGINE_COMPUTED_TOKENS, report.computed_tokens_total),
+            (table.ENGINE_CACHED_TOKENS, report.cached_tokens_total),
+            (table.ENGINE_OUTPUT_TOKENS, report.output_tokens_total),
+            (table.ENGINE_DISCARDED_TOKENS, report.discarded_tokens_total),
+            (table.ENGINE_PREEMPTIONS, report.preemptions_total),
+        ):
+            put(metric, replica, value=value)
+
+    def process(
+        self, replica: ReplicaId, *, resident_bytes: int, open_fds: int, cpu_seconds: Seconds
+    ) -> None:
+        """A heartbeat came, with figures of the engine's process."""
+        self._resident[replica] = resident_bytes
+        record_process(
+            self._registry,
+            replica,
+            resident_bytes=resident_bytes,
+            open_fds=open_fds,
+            cpu_seconds=cpu_seconds,
+        )
+
+    def kv_changed(self, replica: ReplicaId) -> None:
+        """A change of its prefix cache was reported."""
+        self._registry.add(table.KV_CHANGES, replica)
+
+    def resident_bytes(self, replica: ReplicaId) -> int:
+        """Return what the last heartbeat said, 0 without one."""
+        return self._resident.get(replica, 0)
 
 
-def forget_replica(registry: Registry, replica: ReplicaId) -> None:
-    """Drop what was true only while the replica lived; its counters stay."""
-    for metric in _GAUGES:
-        registry.drop(metric, replica)
-
-
-def record_process(registry: Registry) -> None:
-    """Write this process's memory and file descriptors, where the system tells them."""
-    try:
-        status = (_PROCESS / "status").read_text()
-        descriptors = sum(1 for _ in (_PROCESS / "fd").iterdir())
-    except OSError:
-        return
-    for line in status.splitlines():
-        name, _, value = line.partition(":")
-        if name == "VmRSS":
-            registry.put(table.PROCESS_RESIDENT, value=int(value.split()[0]) * 1024)
-    registry.put(table.PROCESS_OPEN_FDS, value=descriptors)
+def record_process(
+    registry: Registry, process: str, *, resident_bytes: int, open_fds: int, cpu_seconds: Seconds
+) -> None:
+    """Write down figures of a process."""
+    registry.put(table.PROCESS_RESIDENT, process, value=resident_bytes)
+    registry.put(table.PROCESS_OPEN_FDS, process, value=open_fds)
+    registry.put(table.PROCESS_CPU, process, value=cpu_seconds)

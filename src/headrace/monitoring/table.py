@@ -98,10 +98,64 @@ OVERSHOOT_TOKENS = _counter(
 PROMPT_LENGTH = _histogram("prompt_tokens", "Length of prompts.", _TOKEN_BUCKETS)
 OUTPUT_LENGTH = _histogram("output_tokens", "Length of generations.", _TOKEN_BUCKETS)
 
-# Gateway: its replicas
+# Gateway: its replicas and the Router's decisions
 
 REPLICA_READY = _gauge("replica_ready", "1 while a replica is connected.", "replica")
 REPLICA_LOSSES = _counter("replica_losses_total", "Connections to a replica lost.", "replica")
+REPLICA_STATE = _gauge(
+    "replica_state",
+    "1 for the state that the router sees a replica in, 0 for the others.",
+    "replica",
+    "state",
+)
+EJECTIONS = _counter("ejections_total", "Replicas put out for failing too often.", "replica")
+ROUTER_WAITING = _gauge("router_waiting", "Requests that no replica has yet.")
+ROUTER_WAITING_TOKENS = _gauge("router_waiting_tokens", "Prompt tokens of those requests.")
+DISPATCHES = _counter(
+    "dispatches_total", "Attempts sent to a replica, by policy.", "replica", "policy"
+)
+MIGRATIONS = _counter(
+    "migrations_total", "Streams that went on elsewhere, by the replica they left.", "replica"
+)
+RETRIES = _counter(
+    "retries_total",
+    "Requests sent elsewhere before their first token, by the replica they left.",
+    "replica",
+)
+ROUTER_FAILURES = _counter(
+    "router_failures_total", "Generations that the router gave up, by error code.", "code"
+)
+POLICY_FALLBACKS = _counter(
+    "policy_fallbacks_total", "Policies that failed and were replaced by least_requests.", "policy"
+)
+TTFT_RATIO = _histogram(
+    "ttft_prediction_ratio",
+    "Time from dispatch to first token over the policy's prediction of it.",
+    (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 4, 10),
+)
+PREDICTED_CACHED = _counter(
+    "predicted_cached_tokens_total",
+    "Prompt tokens that the router expected in the prefix cache of the replica it chose.",
+    "replica",
+)
+ACTUAL_CACHED = _counter(
+    "actual_cached_tokens_total", "Prompt tokens that were found there.", "replica"
+)
+PREFIX_INDEX_STATE = _gauge(
+    "prefix_index_state",
+    "1 for what the router's knowledge of a prefix cache is worth, 0 for the others.",
+    "replica",
+    "state",
+)
+KV_CHANGES = _counter("kv_changes_total", "Reports of changes of a prefix cache.", "replica")
+KV_SNAPSHOTS = _counter(
+    "kv_snapshots_total",
+    "Times that such reports were missed and the whole content was asked for.",
+    "replica",
+)
+KEYS_REFUSED = _counter(
+    "keys_refused_total", "Requests refused for their API key, by error code.", "code"
+)
 
 # Engines, from their load reports
 
@@ -123,6 +177,9 @@ ENGINE_STEP_SECONDS = _counter(
 ENGINE_PROMPT_TOKENS = _counter(
     "engine_prompt_tokens_total", "Prompt tokens of sequences that were scheduled.", "replica"
 )
+ENGINE_COMPUTED_TOKENS = _counter(
+    "engine_computed_tokens_total", "Prompt tokens computed, again ones included.", "replica"
+)
 ENGINE_CACHED_TOKENS = _counter(
     "engine_cached_tokens_total", "Prompt tokens found in the prefix cache.", "replica"
 )
@@ -136,10 +193,22 @@ ENGINE_PREEMPTIONS = _counter(
     "engine_preemptions_total", "Sequences put back to make room.", "replica"
 )
 
-# Every process that is asked
+# Every process: the gateway's own, engines' from their heartbeats
 
-PROCESS_RESIDENT = _gauge("process_resident_bytes", "Resident memory of this process.")
-PROCESS_OPEN_FDS = _gauge("process_open_fds", "Open file descriptors of this process.")
+PROCESS_RESIDENT = _gauge("process_resident_bytes", "Resident memory of a process.", "process")
+PROCESS_OPEN_FDS = _gauge("process_open_fds", "Open file descriptors of a process.", "process")
+PROCESS_CPU = _counter("process_cpu_seconds_total", "CPU time of a process.", "process")
+
+# Controller: the replica set
+
+REPLICAS = _gauge("replicas", "Replicas there are, by what they are doing.", "state")
+REPLICAS_DESIRED = _gauge("replicas_desired", "Replicas that the autoscaler wants.")
+REPLICAS_FLOOR = _gauge("replicas_floor", "The least number of replicas.")
+REPLICAS_CEILING = _gauge("replicas_ceiling", "The greatest number of replicas.")
+SCALINGS = _counter(
+    "scaling_decisions_total", "Decisions on the number of replicas: out, in, same.", "direction"
+)
+RESTARTS = _counter("restarts_total", "Times that a process was started again.", "process")
 
 GATEWAY_TABLE: tuple[Metric, ...] = (
     BUILD,
@@ -156,8 +225,24 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     OVERSHOOT_TOKENS,
     PROMPT_LENGTH,
     OUTPUT_LENGTH,
+    KEYS_REFUSED,
     REPLICA_READY,
     REPLICA_LOSSES,
+    REPLICA_STATE,
+    EJECTIONS,
+    ROUTER_WAITING,
+    ROUTER_WAITING_TOKENS,
+    DISPATCHES,
+    MIGRATIONS,
+    RETRIES,
+    ROUTER_FAILURES,
+    POLICY_FALLBACKS,
+    TTFT_RATIO,
+    PREDICTED_CACHED,
+    ACTUAL_CACHED,
+    PREFIX_INDEX_STATE,
+    KV_CHANGES,
+    KV_SNAPSHOTS,
     ENGINE_RUNNING,
     ENGINE_WAITING,
     ENGINE_WAITING_TOKENS,
@@ -165,10 +250,24 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     ENGINE_STEPS,
     ENGINE_STEP_SECONDS,
     ENGINE_PROMPT_TOKENS,
+    ENGINE_COMPUTED_TOKENS,
     ENGINE_CACHED_TOKENS,
     ENGINE_OUTPUT_TOKENS,
     ENGINE_DISCARDED_TOKENS,
     ENGINE_PREEMPTIONS,
     PROCESS_RESIDENT,
     PROCESS_OPEN_FDS,
+    PROCESS_CPU,
+)
+
+CONTROLLER_TABLE: tuple[Metric, ...] = (
+    REPLICAS,
+    REPLICAS_DESIRED,
+    REPLICAS_FLOOR,
+    REPLICAS_CEILING,
+    SCALINGS,
+    RESTARTS,
+    PROCESS_RESIDENT,
+    PROCESS_OPEN_FDS,
+    PROCESS_CPU,
 )

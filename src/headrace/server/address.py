@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from typing import TYPE_CHECKING
 
 from headrace.errors import AddressInUse, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headrace.server.settings import ServerConfig
 
 BACKLOG = 1024
@@ -37,13 +40,46 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
+def bind_unix(path: Path) -> socket.socket:
+    """Return a Unix socket that listens at ``path``, for its owner only. Raises StartError.
+
+    A socket that nobody listens on any more is replaced.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)  # from the first moment
+    try:
+        if path.is_socket() and not _is_served(path):
+            path.unlink()
+        listening.bind(str(path))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(f"another process listens at {path}; name another path") from None
+        raise UsageError(f"cannot listen at {path}: {error.strerror or error}") from None
+    finally:
+        os.umask(previous)
+    return listening
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
 def check_exposure(config: ServerConfig) -> None:
     """Refuse to open a server without a key to anybody but this machine. Raises UsageError."""
-    if config.api_key or config.insecure_no_auth or is_loopback(config.host):
+    if config.api_key or config.key_file or config.insecure_no_auth or is_loopback(config.host):
         return
     raise UsageError(
-        f"host {config.host} can be reached from outside and no key is set: set "
-        f"HEADRACE_SERVER_API_KEY (or --api-key), or use --insecure-no-auth to allow everybody"
+        f"host {config.host} can be reached from outside and no key is set: make one with "
+        f"`headrace keys create` and name its file (server.key_file), set HEADRACE_SERVER_API_KEY "
+        f"(or --api-key), or use --insecure-no-auth to allow everybody"
     )
 
 

@@ -1,7 +1,8 @@
 """One replica: an EngineCore on the event loop, its Executor in a thread, gateways on a socket.
 
     gateway --Submit, Abort-->    EngineListener --> AsyncioDriver --Execute--> ExecutorThread
-            <--TokenFrame, Load--                <--   (EngineCore)  <--StepDone--
+            <--TokenFrame, Load,                 <--   (EngineCore)  <--StepDone--
+               KvChange, Beat--
 
 Ends when it is told to (drained), when its supervisor is gone, or with exit code 1 when steps fail
 again and again or hang: whoever started it starts a fresh one.
@@ -21,6 +22,8 @@ from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import (
     Emit,
     Execute,
+    KvChanged,
+    KvSnapshot,
     Reject,
     ReportLoad,
     StepDone,
@@ -32,6 +35,7 @@ from headrace.server.driver import AsyncioDriver
 from headrace.server.executor_thread import ExecutorThread
 from headrace.server.links import ReplicaDescription
 from headrace.server.transport.listener import EngineListener
+from headrace.server.vitals import vitals
 from headrace.types import ReplicaId
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.executor.base import Executor, ExecutorSpec
     from headrace.server.settings import EngineProcess, EngineSettings
+    from headrace.types import Seconds
 
 WATCH_SECONDS = 1.0
 """How often the engine looks whether its step still moves."""
@@ -109,6 +114,13 @@ class Engine:
             if self._thread.busy_seconds() > self._settings.step_seconds:
                 self._break(f"a step takes more than {self._settings.step_seconds:g} s")
 
+    async def beat(self, period: Seconds) -> None:
+        """Tell gateways at fixed intervals that this process lives, and how long its step takes."""
+        assert self._listener is not None
+        while True:
+            self._listener.gateways.send_beat(vitals(step_seconds=self._thread.busy_seconds()))
+            await asyncio.sleep(period)
+
     def _perform(self, effect: EngineEffect) -> None:
         assert self._listener is not None
         match effect:
@@ -119,7 +131,11 @@ class Engine:
             case Reject(request_id, code, reason):
                 self._listener.send_rejection(request_id, code, reason)
             case ReportLoad():
-                self._listener.send_load(effect)
+                self._listener.gateways.send_load(effect)
+            case KvChanged():
+                self._listener.gateways.send_change(effect)
+            case KvSnapshot():
+                self._listener.gateways.send_content(effect)
             case _:
                 assert_never(effect)
 
@@ -161,6 +177,7 @@ def _description(process: EngineProcess, spec: ExecutorSpec) -> ReplicaDescripti
         block_size=spec.block_size,
         num_blocks=spec.num_blocks,
         max_num_seqs=process.engine.max_num_seqs,
+        max_num_batched_tokens=process.engine.max_num_batched_tokens,
         pid=os.getpid(),
     )
 
@@ -187,9 +204,13 @@ async def serve_engine(
     gc.freeze()  # what is here now stays: collections need not look at it again
     report(Ready(model=spec.model_identity, kv_tokens=spec.num_blocks * spec.block_size))
     watching = asyncio.create_task(engine.watch())
+    beating = asyncio.create_task(engine.beat(process.transport.beat_seconds))
     await stopping
     watching.cancel()
-    return await engine.stop(drain_seconds=process.drain_seconds)
+    try:
+        return await engine.stop(drain_seconds=process.drain_seconds)
+    finally:
+        beating.cancel()  # not before: an engine that drains is alive
 
 
 async def _set(event: asyncio.Event) -> None:

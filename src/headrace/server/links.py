@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.types import Output, ReplicaId, ReportLoad, Request, RequestId, Tokens
+    from headrace.core.router.events import AttemptFailed
+    from headrace.types import (
+        BlockKey,
+        Output,
+        ReplicaId,
+        ReportLoad,
+        Request,
+        RequestId,
+        Seconds,
+        Tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +37,17 @@ class ReplicaDescription:
     num_blocks: int
     max_num_seqs: int
     pid: int
+    max_num_batched_tokens: Tokens = 0  # 0: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaProcess:
+    """A heartbeat: how the replica's process does. ``step_seconds``: of the step under way."""
+
+    step_seconds: Seconds
+    resident_bytes: int
+    open_fds: int
+    cpu_seconds: Seconds
 
 
 class ReplicaLink(Protocol):
@@ -45,6 +66,10 @@ class ReplicaLink(Protocol):
         """Tell the replica that nobody wants this request any more. Idempotent."""
         ...
 
+    def want_snapshot(self) -> None:
+        """Ask for all of the replica's prefix cache. Ignored by those that cannot tell."""
+        ...
+
 
 class LinkEvents(Protocol):
     """What links report. Called on the gateway's loop; must not block or raise."""
@@ -61,10 +86,28 @@ class LinkEvents(Protocol):
         """New tokens of one step."""
         ...
 
-    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
-        """A request that this replica can never serve."""
+    def failed(self, failure: AttemptFailed) -> None:
+        """An attempt ended badly while its replica lives."""
         ...
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         """A load report."""
+        ...
+
+    def beat(self, replica: ReplicaId, process: ReplicaProcess) -> None:
+        """A heartbeat, at fixed intervals."""
+        ...
+
+    def kv_changed(
+        self,
+        replica: ReplicaId,
+        number: int,
+        stored: tuple[BlockKey, ...],
+        removed: tuple[BlockKey, ...],
+    ) -> None:
+        """The replica's prefix cache changed."""
+        ...
+
+    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+        """All of the replica's prefix cache, because ``want_snapshot`` asked or it is new."""
         ...

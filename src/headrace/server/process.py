@@ -57,6 +57,11 @@ class ChildProcess:
         with contextlib.suppress(BrokenPipeError):  # it is dead already: `ended` tells
             os.write(self._process.stdin.fileno(), spec.settings + b"\n")
 
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and all that it started."""
         with contextlib.suppress(ProcessLookupError):

@@ -11,7 +11,10 @@ from msgspec import Meta, Struct
 
 from headrace.monitoring.logging import LogFormat, LogLevel
 from headrace.server.gateway.config import GatewayConfig
+from headrace.server.gateway.foreign.config import ForeignConfig, ForeignReplica
 from headrace.server.transport.frames import ConnectionLimits
+
+_Period = Annotated[float, Meta(gt=0, le=86400)]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SIMULATED_MODEL = "simulated"
@@ -32,7 +35,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     insecure_no_auth: Annotated[
         bool, Meta(description="allow a host other than loopback without a key")
     ] = False
-    replicas: Annotated[int, Meta(ge=1, le=64, description="engines to start")] = 1
+    replicas: Annotated[
+        str,
+        Meta(max_length=64, description="engines: N, or FLOOR:CEILING to scale by load"),
+    ] = "1"
+    key_file: Annotated[str, Meta(description="file of `headrace keys`; empty: only api_key")] = ""
+    admin: Annotated[str, Meta(description="admin socket; empty: in the run directory")] = ""
+    journal: Annotated[str, Meta(description="file for every decision; empty: in memory")] = ""
     drain_seconds: Annotated[
         float, Meta(ge=0, le=86400, description="time for running requests after SIGTERM")
     ] = 60.0
@@ -115,6 +124,42 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 1.0
 
 
+class AutoscalerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Dynamic scaling; the fields of core.autoscaler.config.AutoscalerConfig with their ranges."""
+
+    target_ttft: Annotated[_Period, Meta(description="wanted seconds to the first token")] = 1.0
+    kv_limit: Annotated[
+        float, Meta(gt=0, le=1, description="share of its KV cache that a replica may use")
+    ] = 0.8
+    short_window: Annotated[
+        _Period, Meta(description="seconds of the mean that makes the pool grow")
+    ] = 5.0
+    long_window: Annotated[
+        _Period, Meta(description="seconds of the other mean that lets it shrink")
+    ] = 60.0
+    scale_out_after: Annotated[
+        _Period, Meta(description="seconds of need before replicas are started")
+    ] = 2.0
+    scale_in_after: Annotated[
+        _Period,
+        Meta(description="idle seconds before a replica ends; a start's time if that is more"),
+    ] = 60.0
+    cooldown: Annotated[_Period, Meta(description="seconds between two decisions by load")] = 5.0
+    sensitivity: Annotated[
+        float,
+        Meta(gt=0, le=1, description="of the limits, what one replica fewer may be loaded to"),
+    ] = 0.7
+    start_guess: Annotated[
+        _Period, Meta(description="seconds that a start takes, until one was seen")
+    ] = 10.0
+    start_margin: Annotated[
+        _Period, Meta(description="seconds for a new replica to take over work")
+    ] = 2.0
+    replace_pause: Annotated[
+        _Period, Meta(description="seconds before a replica that is gone for good is replaced")
+    ] = 1.0
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What all processes write to stderr."""
 
@@ -128,6 +173,28 @@ class ModelFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     path: str
     name: str
     simulated: bool = False
+
+
+class ConsoleConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The web console, a process of its own."""
+
+    enabled: Annotated[bool, Meta(description="start the web console")] = True
+    host: Annotated[str, Meta(min_length=1, max_length=255, description="loopback only")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int, Meta(ge=-1, le=65535, description="-1: the server's port + 1; 0: any")
+    ] = -1
+
+
+class ConsoleProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that the supervisor tells the console process. ``token`` is wanted from browsers."""
+
+    listening_fd: int
+    token: str
+    admin: str  # path of the admin socket
+    server_url: str  # for the playground
+    log: LogConfig
 
 
 class EngineProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -144,11 +211,20 @@ class EngineProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class GatewayProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that the supervisor tells a gateway process. ``engines``: sockets by replica."""
+    """All that the supervisor tells a gateway process. ``engines``: sockets by replica.
+
+    With ``replicas`` it stands before those and has no model of its own.
+    """
 
     name: str
     listening_fd: int
     engines: dict[str, str]
+    control: str = ""  # path of the Unix socket where it listens for the controller
+    cache_secret: str = ""  # hexadecimal: salts of the prefix cache derive from it
+    key_file: str = ""
+    journal: str = ""
+    replicas: tuple[ForeignReplica, ...] = ()
+    foreign: ForeignConfig = ForeignConfig()
     model: ModelFile
     served_name: str
     api_keys: tuple[str, ...]

@@ -13,6 +13,8 @@ from headrace.core.scheduler.events import (
     Abort,
     Emit,
     Execute,
+    KvChanged,
+    KvSnapshot,
     Reject,
     ReportLoad,
     StepDone,
@@ -27,7 +29,24 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.events import EngineEffect, EngineEvent, Output
     from headrace.core.scheduler.plan import StepPlan, StepResult
     from headrace.executor.base import Executor
-    from headrace.types import FinishReason, Request, RequestId, Seconds, TokenId
+    from headrace.types import BlockKey, FinishReason, Request, RequestId, Seconds, TokenId
+
+
+class CacheFollower:
+    """Knows a prefix cache by what is told of its changes. Whatever does not follow is an error."""
+
+    def __init__(self) -> None:
+        self.keys: set[BlockKey] = set()
+        self.number = 0
+
+    def take(self, change: KvChanged) -> None:
+        """Carry out the next change."""
+        known, stored, removed = self.keys, set(change.stored), set(change.removed)
+        in_turn = change.number == self.number + 1 and (stored or removed)
+        if not in_turn or known & stored or not removed <= known | stored:
+            raise InvariantBroken(f"{change} after change {self.number}, with {len(known)} keys")
+        self.keys = (known | stored) - removed
+        self.number = change.number
 
 
 class EngineHarness:
@@ -43,6 +62,7 @@ class EngineHarness:
         self.finishes: dict[RequestId, FinishReason] = {}
         self.outputs: dict[RequestId, list[Output]] = {}
         self.rejects: dict[RequestId, Reject] = {}
+        self.follower = CacheFollower()
         self.journal: Journal[EngineEvent, EngineEffect] = Journal()
         self._executor = executor
         self._running: deque[tuple[StepPlan, StepResult]] = deque()
@@ -67,11 +87,13 @@ class EngineHarness:
         effects = self.core.handle(event, self.now)
         self.journal.observe(event, self.now, effects)
         self.core.check_integrity()
+        for effect in effects:
+            self._take(effect)
+        if self.follower.keys != set(self.core.scheduler.kv.index.keys()):
+            raise InvariantBroken("the changes told do not add up to the prefix cache's content")
         wakeup = self.core.next_wakeup()
         if wakeup is not None and wakeup <= self.now:
             raise InvariantBroken(f"M3: woken at {wakeup}, now is {self.now}")
-        for effect in effects:
-            self._take(effect)
         return effects
 
     def submit(self, request: Request) -> None:
@@ -109,7 +131,9 @@ class EngineHarness:
                     self._receive(output)
             case Reject(request_id):
                 self.rejects[request_id] = effect
-            case ReportLoad():
+            case KvChanged():
+                self.follower.take(effect)
+            case ReportLoad() | KvSnapshot():
                 pass
             case _:
                 assert_never(effect)

@@ -20,7 +20,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from headrace.clock import MonotonicClock
+from headrace.monitoring.shapes import JournalEntry
 
 if TYPE_CHECKING:
     import signal
@@ -122,14 +125,14 @@ def children_of(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Return the sub-command of a headrace process, empty for a process that is no more."""
+    """Return a process's sub-command of headrace (less ``child-``), empty if it is no more."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return ""
     for name, argument in pairwise(words):
         if name == b"headrace":
-            return argument.decode()
+            return argument.decode().removeprefix("child-")
     return ""
 
 
@@ -151,11 +154,22 @@ def pss_bytes(pid: int) -> int:
     raise RuntimeError(f"no Pss of process {pid}")
 
 
+def read_journal(path: Path) -> list[JournalEntry]:
+    """Return the decisions in a server's journal file, in order; none before the first."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [msgspec.json.decode(line, type=JournalEntry) for line in lines]
+
+
 @contextmanager
 def started_server(
-    *arguments: str, environment: Mapping[str, str] | None = None
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    console: bool = False,
+    command: str = "serve",
 ) -> Iterator[ServerProcess]:
-    """Start ``headrace serve`` with ``arguments``; it may not be ready yet, or fail to start."""
+    """Start ``headrace serve`` (or another ``command``); it may not be ready yet, or fail to."""
+    if not console:
+        arguments = (*arguments, "--no-console")
     with tempfile.TemporaryDirectory(prefix="headrace-test-") as name:
         directory = Path(name)
         with (
@@ -163,7 +177,7 @@ def started_server(
             (directory / "stderr").open("wb") as stderr,
         ):
             process = subprocess.Popen(
-                (sys.executable, "-P", "-m", "headrace", "serve", *arguments),
+                (sys.executable, "-P", "-m", "headrace", command, *arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -179,10 +193,15 @@ def started_server(
 
 @contextmanager
 def running_server(
-    *arguments: str, environment: Mapping[str, str] | None = None
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    console: bool = False,
+    command: str = "serve",
 ) -> Iterator[ServerProcess]:
     """Start ``headrace serve`` on a free port, unless one is named, and wait until it is ready."""
     port = () if "--port" in arguments else ("--port", "0")
-    with started_server(*arguments, *port, environment=environment) as server:
+    with started_server(
+        *arguments, *port, environment=environment, console=console, command=command
+    ) as server:
         server.wait_until_ready()
         yield server

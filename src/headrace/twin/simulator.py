@@ -33,6 +33,11 @@ class Simulator:
         self.now = start
         self._heap: list[tuple[Seconds, Source, int, Callable[[], None]]] = []
         self._num_scheduled = 0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Let ``run`` return after what is happening now."""
+        self._is_stopped = True
 
     def call_at(self, when: Seconds, callback: Callable[[], None], source: Source) -> None:
         """Call back at ``when``, which must not lie in the past."""
@@ -41,12 +46,23 @@ class Simulator:
         heappush(self._heap, (when, source, self._num_scheduled, callback))
         self._num_scheduled += 1
 
+    def call_every(self, period: Seconds, callback: Callable[[], bool]) -> None:
+        """Call back every ``period`` from now on, until ``callback`` returns False."""
+
+        def ring() -> None:
+            if callback():
+                self.call_at(self.now + period, ring, Source.TIMER)
+
+        self.call_at(self.now + period, ring, Source.TIMER)
+
     def run(self, until: Seconds = math.inf, max_events: int = 10_000_000) -> None:
-        """Let things happen until ``until``, or until nothing is left to happen."""
+        """Let things happen until ``until``, until ``stop``, or until nothing is left to happen."""
+        heap = self._heap
+        self._is_stopped = False
         for _ in range(max_events):
-            if not self._heap or self._heap[0][0] > until:
+            if not heap or heap[0][0] > until or self._is_stopped:
                 return
-            self.now, _, _, callback = heappop(self._heap)
+            self.now, _, _, callback = heappop(heap)
             callback()
         raise InvariantBroken(f"not at rest after {max_events} events, at {self.now} s")
 
@@ -72,6 +88,7 @@ class SimulatedDriver(Generic[EventT, EffectT]):
         self._clock_offset = clock_offset
         self._observe = observe
         self._alarm: Seconds | None = None  # on the simulator's clock
+        self._is_closed = False
 
     @property
     def now(self) -> Seconds:
@@ -84,9 +101,16 @@ class SimulatedDriver(Generic[EventT, EffectT]):
 
     def feed_at(self, when: Seconds, event: EventT, source: Source = Source.PEER) -> None:
         """Hand over an event at ``when`` on the simulator's clock."""
-        self._simulator.call_at(when, lambda: self._handle(event), source)
+        self._simulator.call_at(when, lambda: self.deliver(event), source)
 
-    def _handle(self, event: EventT | Tick) -> None:
+    def close(self) -> None:
+        """Decide nothing more: the process is gone."""
+        self._is_closed = True
+
+    def deliver(self, event: EventT | Tick) -> None:
+        """Hand over an event at once. Not to be called from ``perform``."""
+        if self._is_closed:
+            return
         now = self.now
         effects = self._machine.handle(event, now)
         wakeup = self._machine.next_wakeup()
@@ -116,4 +140,4 @@ class SimulatedDriver(Generic[EventT, EffectT]):
         self._alarm = None
         wakeup = self._machine.next_wakeup()
         if wakeup is not None and wakeup <= self.now:
-            self._handle(Tick())
+            self.deliver(Tick())

@@ -1,8 +1,12 @@
-"""The Router by examples; tests/property has the state machine."""
+"""The Router by examples: admission, order, deadlines, the whole drain, progress.
+
+tests/property has the state machine.
+"""
 
 from __future__ import annotations
 
 import pytest
+from routing import R0, R1, arrived, failed, places, ready_router, report, token
 
 from headrace.core.router.events import (
     CancelAt,
@@ -14,63 +18,18 @@ from headrace.core.router.events import (
     Fail,
     LoadReported,
     Outputs,
-    RejectedByReplica,
     ReplicaLost,
     ReplicaReady,
-    RequestArrived,
 )
 from headrace.core.router.machine import Router, RouterLimits
-from headrace.core.scheduler.events import Output, ReportLoad
 from headrace.machine import Tick
-from headrace.types import FinishReason, ReplicaId, Request, RequestId
+from headrace.types import FinishReason, RequestId
 
-R0, R1 = ReplicaId("r0"), ReplicaId("r1")
-
-
-def request(name: str, *, deadline: float | None = None) -> Request:
-    return Request(id=RequestId(name), prompt=(1, 2), max_tokens=4, deadline=deadline)
-
-
-def arrived(*names: str, deadline: float | None = None) -> RequestArrived:
-    return RequestArrived(tuple(request(name, deadline=deadline) for name in names))
-
-
-def token(name: str, *, finish: FinishReason | None = None) -> Output:
-    return Output(RequestId(name), (7,), finish, 0)
-
-
-def report(*, step: int, running: int = 1) -> ReportLoad:
-    return ReportLoad(
-        step=step,
-        running=running,
-        waiting=0,
-        waiting_tokens=0,
-        kv_blocks_total=1,
-        kv_blocks_free=1,
-        kv_blocks_cached=0,
-        prompt_tokens_total=0,
-        cached_tokens_total=0,
-        output_tokens_total=0,
-        discarded_tokens_total=0,
-        preemptions_total=0,
-        step_seconds_total=0.0,
-    )
-
-
-def places(effects: object) -> list[tuple[str, str]]:
-    assert isinstance(effects, list)
-    return [(str(e.replica), str(e.request.id)) for e in effects if isinstance(e, Dispatch)]
-
-
-def ready_router(limits: RouterLimits | None = None) -> Router:
-    router = Router(limits)
-    router.handle(ReplicaReady(R0), 0.0)
-    return router
+OFF = RouterLimits(max_migrations=0)
 
 
 def test_a_request_goes_to_the_replica_with_the_fewest_outstanding_requests() -> None:
-    router = ready_router()
-    router.handle(ReplicaReady(R1), 0.0)
+    router = ready_router(None, R0, R1)
     assert places(router.handle(arrived("a"), 1.0)) == [("r0", "a")]
     assert places(router.handle(arrived("b"), 1.0)) == [("r1", "b")]
     router.handle(Outputs(R0, (token("a", finish=FinishReason.STOP),)), 2.0)
@@ -80,15 +39,14 @@ def test_a_request_goes_to_the_replica_with_the_fewest_outstanding_requests() ->
 def test_a_dispatch_says_why_there() -> None:
     (dispatch,) = ready_router().handle(arrived("a"), 0.0)
     assert isinstance(dispatch, Dispatch)
-    assert dispatch.reason == "least outstanding: 0"
+    assert dispatch.choice.reason == "0 requests there, the fewest"
+    assert [score.replica for score in dispatch.choice.scores] == [R0]
 
 
 def test_the_choices_of_one_request_go_to_one_replica() -> None:
-    router = ready_router()
-    router.handle(ReplicaReady(R1), 0.0)
-    assert {place for place, _ in places(router.handle(arrived("a#0", "a#1", "a#2"), 0.0))} == {
-        "r0"
-    }
+    router = ready_router(None, R0, R1)
+    found = places(router.handle(arrived("a#0", "a#1", "a#2"), 0.0))
+    assert found == [("r0", "a#0"), ("r0", "a#1"), ("r0", "a#2")]
 
 
 def test_requests_wait_until_a_replica_is_ready() -> None:
@@ -114,8 +72,17 @@ def test_a_request_that_waits_too_long_fails_and_says_when_to_try_again() -> Non
     assert router.next_wakeup() == 31.0
     assert router.handle(Tick(), 30.9) == []
     (fail,) = router.handle(Tick(), 31.0)
-    assert fail == Fail(RequestId("a"), "not_ready", "no replica is ready; try again shortly", 30.0)
+    assert fail == Fail(RequestId("a"), "not_ready", "no replica is ready; try again shortly", 5.0)
     assert router.next_wakeup() is None
+
+
+def test_who_waits_for_a_replica_is_told_how_long_one_takes_to_start() -> None:
+    router = Router(RouterLimits(max_waiting=1, start_seconds=12.5))
+    router.handle(arrived("a"), 0.0)
+    (fail,) = router.handle(arrived("b"), 1.0)
+    assert isinstance(fail, Fail)
+    assert fail.retry_after == 13.0
+    assert fail.reason == "no replica is ready; one usually takes 12 s to start"
 
 
 def test_a_full_queue_refuses_at_once() -> None:
@@ -128,37 +95,31 @@ def test_a_full_queue_refuses_at_once() -> None:
     router.check_integrity()
 
 
+def test_retry_after_is_the_time_that_the_queue_takes_to_leave() -> None:
+    router = ready_router(RouterLimits(max_outstanding=1, max_waiting=9))
+    for index in range(15):
+        router.handle(arrived(f"q{index}"), 0.0)
+    for index in range(5):  # one every 2 seconds
+        router.handle(Outputs(R0, (token(f"q{index}", finish=FinishReason.STOP),)), 2.0 * index)
+    for index in range(15, 21):
+        effects = router.handle(arrived(f"q{index}"), 8.0)
+    (fail,) = effects
+    assert isinstance(fail, Fail)
+    assert fail.retry_after == 20.0  # nine wait, and it would be the tenth
+
+
 def test_a_group_larger_than_the_queue_is_taken_where_there_is_room() -> None:
     router = ready_router(RouterLimits(max_waiting=1))
     assert len(places(router.handle(arrived("a#0", "a#1", "a#2"), 0.0))) == 3
 
 
-def test_a_lost_replica_fails_its_requests_and_no_others() -> None:
-    router = ready_router()
-    router.handle(ReplicaReady(R1), 0.0)
+def test_with_migration_off_a_lost_replica_fails_its_requests_and_no_others() -> None:
+    router = ready_router(OFF, R0, R1)
     router.handle(arrived("a"), 0.0)
     router.handle(arrived("b"), 0.0)
-    (fail,) = router.handle(ReplicaLost(R0, "reset"), 1.0)
-    assert isinstance(fail, Fail)
-    assert (fail.request_id, fail.code) == ("a", "worker_lost")
+    _, fail = router.handle(ReplicaLost(R0, "reset"), 1.0)
+    assert fail == Fail(RequestId("a"), "worker_lost", "replica r0 was lost: reset", 1.0)
     assert router.num_alive == 1
-
-
-def test_what_a_lost_replica_says_is_ignored() -> None:
-    router = ready_router()
-    router.handle(arrived("a"), 0.0)
-    router.handle(ReplicaLost(R0, "reset"), 1.0)
-    router.handle(ReplicaReady(R0), 2.0)
-    assert router.handle(Outputs(R0, (token("a"),)), 3.0) == []
-    assert router.handle(RejectedByReplica(R0, RequestId("a"), "overloaded", ""), 3.0) == []
-
-
-def test_a_replica_that_starts_anew_loses_its_requests() -> None:
-    router = ready_router()
-    router.handle(arrived("a"), 0.0)
-    (fail,) = router.handle(ReplicaReady(R0), 1.0)
-    assert isinstance(fail, Fail)
-    router.check_integrity()
 
 
 def test_a_client_that_leaves_is_cancelled_at_its_replica_and_gets_nothing_more() -> None:
@@ -187,8 +148,8 @@ def test_outputs_of_one_step_are_delivered_together() -> None:
 def test_a_rejection_by_the_replica_fails_with_its_code() -> None:
     router = ready_router()
     router.handle(arrived("a"), 0.0)
-    effects = router.handle(RejectedByReplica(R0, RequestId("a"), "invalid_request", "why"), 1.0)
-    assert effects == [Fail(RequestId("a"), "invalid_request", "why")]
+    effects = router.handle(failed("a", code="invalid_request", retryable=False), 1.0)
+    assert effects == [Fail(RequestId("a"), "invalid_request", "the test says so")]
 
 
 def test_a_deadline_passes_in_the_queue() -> None:

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.events import (
     Abort,
     Emit,
     Execute,
+    KvChanged,
+    KvSnapshot,
     Output,
     ReportLoad,
+    SnapshotWanted,
     StepDone,
     Submit,
 )
@@ -20,7 +24,15 @@ from headrace.core.scheduler.plan import StepResult
 from headrace.errors import ConfigError, InvariantBroken
 from headrace.machine import Tick
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
-from headrace.types import FinishReason, Request, RequestId, StepId, TokenLogprobs
+from headrace.types import (
+    EngineTiming,
+    FinishReason,
+    Request,
+    RequestId,
+    StepId,
+    TokenLogprobs,
+    block_key,
+)
 
 ID = RequestId("r")
 
@@ -140,7 +152,7 @@ def test_a_row_that_could_not_be_sampled_ends_its_request_alone():
     (emit,) = [effect for effect in effects if isinstance(effect, Emit)]
     assert emit.outputs == (
         Output(RequestId("bad"), (), FinishReason.ERROR, 0, reason="all logits are NaN"),
-        Output(RequestId("good"), (7,), None, 0),
+        Output(RequestId("good"), (7,), None, 0, timing=EngineTiming(0.1, 0.1, 1)),
     )
     core.check_integrity()
 
@@ -151,7 +163,8 @@ def test_log_probabilities_travel_with_their_token():
     told = TokenLogprobs(5, -0.5, ((5, -0.5), (6, -1.5)))
     result = StepResult(tokens=[5], seconds=0.1, logprobs=((0, told),))
     effects = engine.core.handle(StepDone(StepId(0), result), 0.1)
-    assert Emit((Output(ID, (5,), None, 0, (told,)),)) in effects
+    timing = EngineTiming(0.0, 0.1, 1)
+    assert Emit((Output(ID, (5,), None, 0, (told,), timing=timing),)) in effects
 
 
 def test_a_step_out_of_order_kills_the_machine():
@@ -231,6 +244,73 @@ def test_a_full_queue_is_seen_in_the_report():
     engine.feed(Tick())
     report = engine.reports[-1]
     assert (report.running, report.waiting, report.waiting_tokens) == (1, 2, 6 + 20)
+
+
+def test_the_first_token_says_how_long_its_request_waited_and_computed():
+    engine = simulated_engine(config=SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=4))
+    engine.submit(request_of(*range(10), max_tokens=2))
+    engine.now = 0.5
+    late = RequestId("late")
+    engine.submit(replace(request_of(20, 21), id=late))
+    times = []
+    while late not in engine.tokens:
+        engine.finish_step()
+        times.append(engine.now)
+    first, second = engine.outputs[ID]
+    assert first.timing == EngineTiming(0.0, times[2], 3)
+    assert second.timing is None
+    assert engine.outputs[late][0].timing == EngineTiming(times[3] - 0.5, times[4] - times[3], 1)
+
+
+def test_a_request_that_is_put_back_before_its_first_token_says_so():
+    engine = simulated_engine(
+        simulated_spec(num_blocks=6), SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=2)
+    )
+    engine.submit(request_of(*range(4), max_tokens=20))
+    engine.finish_step()
+    engine.submit(replace(request_of(*range(50, 62), max_tokens=2), id=RequestId("new")))
+    engine.run_until_idle()
+    timing = engine.outputs[RequestId("new")][0].timing
+    assert timing is not None
+    assert timing.preemptions == engine.reports[-1].preemptions_total == 1
+    assert timing.chunks > 12  # of one token beside a decode, some of them twice
+
+
+def test_tokens_that_steps_compute_are_counted_and_those_of_failed_steps_are_not():
+    engine = simulated_engine(config=SchedulerConfig(max_num_batched_tokens=4, max_num_seqs=2))
+    for name, total in (("computed", 10), ("cached", 12)):
+        engine.submit(replace(request_of(*range(10), max_tokens=1), id=RequestId(name)))
+        engine.run_until_idle()
+        assert engine.reports[-1].computed_tokens_total == total
+    engine.submit(replace(request_of(*range(50, 53)), id=RequestId("fails")))
+    engine.finish_step(failed="x")
+    assert engine.reports[-1].computed_tokens_total == 12
+
+
+def test_changes_of_the_prefix_cache_are_told_in_the_event_that_made_them():
+    engine = simulated_engine(simulated_spec(num_blocks=4))
+    root = b"tenant"
+    first = prompt_chain(root, range(12), 4)
+    engine.submit(replace(request_of(*range(12), max_tokens=1), chain=first, chain_root=root))
+    assert not engine.follower.number  # computed is not planned
+    engine.finish_step()
+    (told,) = [effect for effect in engine.journal.effects if isinstance(effect, KvChanged)]
+    assert told == KvChanged(1, tuple(map(block_key, first)), ())
+    engine.submit(replace(request_of(*range(50, 62), max_tokens=1), id=RequestId("other")))
+    changes = [effect for effect in engine.journal.effects if isinstance(effect, KvChanged)]
+    assert changes[1:] == [KvChanged(2, (), (block_key(first[2]), block_key(first[1])))]
+
+
+def test_whoever_asks_for_the_prefix_cache_gets_all_of_it():
+    engine = simulated_engine()
+    assert engine.feed(SnapshotWanted("g0")) == [KvSnapshot("g0", 0, ())]
+    engine.submit(request_of(*range(9), max_tokens=1))
+    engine.run_until_idle()
+    (snapshot,) = engine.feed(SnapshotWanted("g1"))
+    assert isinstance(snapshot, KvSnapshot)
+    assert (snapshot.to, snapshot.number) == ("g1", 1)
+    assert set(snapshot.keys) == engine.follower.keys
+    assert len(snapshot.keys) == 2
 
 
 def test_the_gateways_chain_is_used_and_the_rest_of_it_extended():

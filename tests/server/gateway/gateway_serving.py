@@ -24,6 +24,7 @@ from headrace.monitoring import table
 from headrace.monitoring.metrics import Registry
 from headrace.server.gateway.app import Gateway, Outside, build_gateway
 from headrace.server.gateway.config import GatewayConfig
+from headrace.server.keys import Keys
 from headrace.testing.fake_replica import ScriptedReplica
 from headrace.types import FinishReason
 
@@ -216,7 +217,7 @@ async def serving(
     text: TextModel,
     config: GatewayConfig | None = None,
     *,
-    keys: Sequence[str] = (),
+    keys: Sequence[str] | Keys = (),
     connect: bool = True,
 ) -> AsyncIterator[Served]:
     """Run a gateway; at the end nothing of any request may be left."""
@@ -225,7 +226,7 @@ async def serving(
         config or GatewayConfig(),
         text=text,
         names=("tiny", "org/alias"),
-        api_keys=keys,
+        keys=keys if isinstance(keys, Keys) else Keys(keys),
         outside=Outside(clock, random.Random(0).getrandbits, registry),
     )
     sock = socket.socket()

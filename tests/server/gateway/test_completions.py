@@ -442,7 +442,7 @@ async def test_a_cache_salt_adds_to_the_tenants_and_never_replaces_it(text: Text
         assert salted.chain == again.chain
         assert len({plain.chain, salted.chain, other.chain}) == 3
     async with serving(text) as served:
-        served.gateway.traffic._replicas._chains._salt = b"another tenant"
+        served.gateway.traffic._replicas._chains._secret = b"another server"
         foreign = await asked_for(served, COMPLETE, prompt=long, cache_salt="abc")
         assert foreign.chain != salted.chain
 
@@ -453,7 +453,7 @@ async def test_requests_that_waited_for_the_first_replica_have_their_blocks_name
 ) -> None:
     async with serving(text, connect=False) as served:
         talk = asyncio.create_task(served.request("POST", CHAT, {"messages": HI}))
-        await served.until(lambda: served.gateway.traffic._generations != {})
+        await served.until(lambda: len(served.gateway.traffic.generations) > 0)
         salted = await served.request("POST", CHAT, {"messages": HI, "cache_salt": "a"})
         assert (salted.status, salted.error["param"]) == (503, "cache_salt")
         served.replica.connect()

@@ -13,7 +13,7 @@ from headrace.monitoring import table
 from headrace.monitoring.metrics import Kind
 from headrace.server.gateway.config import GatewayConfig
 from headrace.testing.async_test import async_test
-from headrace.testing.fake_replica import ScriptedReplica, describe
+from headrace.testing.fake_replica import FIRST, IDLE, ScriptedReplica, describe
 from headrace.types import FinishReason, ReplicaId
 
 if TYPE_CHECKING:
@@ -138,22 +138,23 @@ async def test_health_proves_that_steps_progress(text: TextModel) -> None:
         served.clock.advance(100)
         assert (await client.request("GET", "/health")).status == 200, "idle is healthy"
         talk = asyncio.create_task(served.request("POST", CHAT, HI))
-        request = await served.replica.next_request()
+        await served.replica.next_request()
+        served.replica.events.load(FIRST, report(step=0, running=1))
+        await asyncio.sleep(0)
         served.clock.advance(9)
         assert (await client.request("GET", "/health")).status == 200
         served.clock.advance(2)
-        stuck = await client.request("GET", "/health")
-        assert stuck.status == 503
-        assert stuck.json["reasons"][0].startswith("r0: 1 requests and no step for 11.")
-        assert (await client.request("GET", "/ready")).status == 200
-        served.replica.report(report(step=1, running=1))
+        assert (await client.request("GET", "/health")).status == 503
+        served.replica.events.load(FIRST, report(step=0, running=1))
+        await asyncio.sleep(0)
+        for path in ("/health", "/ready"):
+            stuck = await client.request("GET", path)
+            assert (stuck.status, stuck.json["reasons"]) == (503, ["r0: suspect"]), "the same step"
+        served.replica.events.load(FIRST, report(step=1, running=1))
         await asyncio.sleep(0)
         assert (await client.request("GET", "/health")).status == 200
-        served.clock.advance(11)
-        served.replica.report(report(step=1, running=1))
-        await asyncio.sleep(0)
-        assert (await client.request("GET", "/health")).status == 503, "the same step"
-        served.replica.say(request, served.encode("a"), finish=FinishReason.LENGTH)
+        again = await served.replica.next_request()
+        served.replica.say(again, served.encode("a"), finish=FinishReason.LENGTH)
         await talk
         assert (await client.request("GET", "/health")).status == 200
 
@@ -164,12 +165,39 @@ async def test_one_stuck_replica_of_two_does_not_make_the_server_sick(text: Text
         other = ScriptedReplica(
             served.gateway.traffic, vocab_size=text.tokenizer.vocab_size, replica=ReplicaId("r1")
         )
-        other.connect()
         talk = asyncio.create_task(served.request("POST", CHAT, HI))
-        request = await served.replica.next_request()
+        await served.replica.next_request()
+        served.replica.events.load(FIRST, report(step=0, running=1))
+        other.connect()
+        await asyncio.sleep(0)
         served.clock.advance(11)
+        served.replica.events.load(FIRST, report(step=0, running=1))
+        again = await other.next_request()
         answer = await served.request("GET", "/health")
-        assert (answer.status, len(answer.json["reasons"])) == (200, 1)
+        assert (answer.status, answer.json["reasons"]) == (200, ["r0: suspect"])
+        other.say(again, [], finish=FinishReason.STOP)
+        await talk
+
+
+@async_test
+async def test_a_silent_replica_is_not_ready(text: TextModel) -> None:
+    async with serving(text) as served:
+        served.replica.events.beat(FIRST, IDLE)
+        await asyncio.sleep(0)
+        served.clock.advance(3.1)
+        served.replica.events.load(
+            FIRST, report(step=0, running=0)
+        )  # makes the Router look at the time
+        await asyncio.sleep(0)
+        assert (await served.request("GET", "/ready")).status == 200, "a report is a sign of life"
+        served.clock.advance(3.1)
+        talk = asyncio.create_task(served.request("POST", CHAT, HI))
+        await served.until(lambda: served.gateway.questions.pool.router.num_waiting == 1)
+        assert (await served.request("GET", "/ready")).json["reasons"] == ["r0: suspect"]
+        served.replica.events.beat(FIRST, IDLE)
+        served.replica.events.beat(FIRST, IDLE)
+        request = await served.replica.next_request()
+        assert (await served.request("GET", "/ready")).status == 200
         served.replica.say(request, [], finish=FinishReason.STOP)
         await talk
 
@@ -190,7 +218,7 @@ async def test_metrics_count_what_was_asked_and_answered(text: TextModel) -> Non
         assert value(table.TIME_TO_FIRST_TOKEN) == 1
         assert value(table.INTER_TOKEN) == num_tokens - 1
         assert value(table.REPLICA_READY, "r0") == 1
-        served.replica.report(report(step=3, running=1))
+        served.replica.events.load(FIRST, report(step=3, running=1))
         assert value(table.ENGINE_STEPS, "r0") == 3
         answer = await served.request("GET", "/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

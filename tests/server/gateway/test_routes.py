@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 from gateway_serving import CHAT, on_both_loops, serving
 
-from headrace.server.gateway.http.messages import RequestHead
-from headrace.server.gateway.routes import Keys
+from headrace.server.key_file import KeyBook, KeyEntry, read_key_file, write_key_file
+from headrace.server.keys import KEY_BYTES, digest_of, new_key, open_keys, prefix_of
 from headrace.testing.async_test import async_test
+from headrace.types import FinishReason, PriorityClass
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gateway_serving import Served
 
     from headrace.model.text import TextModel
     from headrace.server.gateway.routes import Route
+    from headrace.types import Request
 
 KEY = "sk-test"
+PEPPER = "ab" * 32
 PUBLIC = {"/live", "/ready", "/health"}
+LONG = [{"role": "user", "content": "one two three four " * 20}]
 BODY = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "tokens": [40]}
 
 
@@ -119,10 +126,107 @@ async def test_a_request_without_a_key_is_refused_before_its_body_is_read(text: 
         assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
-def test_without_keys_everyone_may_come_in() -> None:
-    head = RequestHead("GET", "/", {}, keep_alive=True, http10=False)
-    assert Keys(()).accept(head)
-    assert not Keys([KEY]).accept(head)
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    write_key_file(
+        path,
+        KeyBook(
+            pepper=PEPPER,
+            cache_secret="cd" * 32,
+            keys=(
+                entry("one", "red"),
+                entry("two", "red", highest=PriorityClass.BATCH),
+                entry("three", "blue"),
+                entry("boss", "boss", trusted=True),
+                entry("limited", "red", max_concurrent=1),
+                entry("gone", "red", revoked=1),
+            ),
+        ),
+    )
+    return path
+
+
+def key_of(name: str) -> str:
+    return new_key(name.encode().ljust(KEY_BYTES, b"."))
+
+
+def entry(name: str, tenant: str, **fields: object) -> KeyEntry:
+    key = key_of(name)
+    return KeyEntry(
+        name=name,
+        tenant=tenant,
+        hmac=digest_of(key, PEPPER),
+        prefix=prefix_of(key),
+        created=0,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+async def asked_by(served: Served, name: str, **fields: str) -> Request:
+    """Ask with a key; return the request that reaches the replica."""
+    client = await served.connect()
+    client.ask("POST", CHAT, {"messages": LONG}, authorization=bearer(name), **fields)
+    return await served.replica.next_request()
+
+
+def bearer(name: str) -> str:
+    return f"Bearer {key_of(name)}"
+
+
+@async_test
+async def test_a_tenant_shares_its_blocks_with_nobody_else(text: TextModel, key_file: Path) -> None:
+    async with serving(text, keys=open_keys((), key_file)) as served:
+        one, two, three = [await asked_by(served, name) for name in ("one", "two", "three")]
+        assert one.prompt == two.prompt == three.prompt
+        assert [each.tenant for each in (one, two, three)] == ["red", "red", "blue"]
+        assert one.chain_root == two.chain_root != three.chain_root
+        assert one.chain == two.chain
+        assert not {*one.chain} & {*three.chain}
+        assert (one.priority, two.priority) == (PriorityClass.STANDARD, PriorityClass.BATCH)
+
+
+@async_test
+async def test_only_a_trusted_key_speaks_for_others(text: TextModel, key_file: Path) -> None:
+    async with serving(text, keys=open_keys((), key_file)) as served:
+        assert (await asked_by(served, "boss", x_headrace_tenant="blue")).tenant == "blue"
+        assert (await asked_by(served, "one", x_headrace_tenant="blue")).tenant == "red"
+        wrong = {"authorization": bearer("boss"), "x_headrace_tenant": "a b"}
+        answer = await served.request("GET", "/v1/models", **wrong)
+        assert (answer.status, answer.error["param"]) == (400, "x-headrace-tenant")
+
+
+@async_test
+async def test_a_key_that_ends_is_refused_by_a_running_gateway(
+    text: TextModel, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.server.keys.LOOK_SECONDS", 0.01)
+    keys = open_keys((), key_file)
+    async with serving(text, keys=keys) as served:
+        one = {"authorization": bearer("one")}
+        assert (await served.request("GET", "/v1/models", **one)).status == 200
+        gone = await served.request("GET", "/v1/models", authorization=bearer("gone"))
+        assert (gone.status, "revoked" in gone.error["message"]) == (401, True)
+        book = read_key_file(key_file)
+        write_key_file(key_file, KeyBook(pepper=PEPPER, cache_secret=book.cache_secret))
+        following = asyncio.create_task(keys.follow())
+        while (await served.request("GET", "/v1/models", **one)).status == 200:
+            pass
+        following.cancel()
+
+
+@async_test
+async def test_a_key_with_a_limit_has_only_so_many_requests_open(
+    text: TextModel, key_file: Path
+) -> None:
+    async with serving(text, keys=open_keys((), key_file)) as served:
+        first = await asked_by(served, "limited")
+        limited = {"authorization": bearer("limited")}
+        busy = await served.request("GET", "/v1/models", **limited)
+        assert (busy.status, busy.error["code"]) == (429, "rate_limit_exceeded")
+        served.replica.say(first, [], finish=FinishReason.LENGTH)
+        while (await served.request("GET", "/v1/models", **limited)).status == 429:
+            pass
 
 
 @async_test

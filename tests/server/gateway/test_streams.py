@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headrace.types import Request
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
+NO_MIGRATION = GatewayConfig(max_migrations=0)
 
 
 async def begin(served: Served, *, stream: bool = True, **fields: object) -> tuple[Client, Request]:
@@ -238,7 +239,7 @@ FAILURES = [
 async def test_an_error_before_the_first_token_has_its_status(
     text: TextModel, code: str, status: int, stream: bool
 ) -> None:
-    async with serving(text) as served:
+    async with serving(text, NO_MIGRATION) as served:
         client, request = await begin(served, stream=stream)
         if code == "worker_lost":
             served.replica.disconnect()
@@ -254,7 +255,7 @@ async def test_an_error_before_the_first_token_has_its_status(
 async def test_an_error_in_a_stream_is_an_event_and_the_connection_goes_on(
     text: TextModel,
 ) -> None:
-    async with serving(text) as served:
+    async with serving(text, NO_MIGRATION) as served:
         client, request = await begin(served)
         served.replica.say(request, served.encode("a"))
         await asyncio.sleep(0)

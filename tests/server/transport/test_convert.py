@@ -11,21 +11,26 @@ from hypothesis import strategies as st
 
 from headrace import messages
 from headrace.errors import ProtocolError
-from headrace.messages import Load, SubmitRequest, TokenFrame, Welcome
-from headrace.server.links import ReplicaDescription
+from headrace.messages import Beat, Load, SubmitRequest, TokenFrame, Welcome
+from headrace.server.links import ReplicaDescription, ReplicaProcess
 from headrace.server.transport.convert import (
+    beat_message,
     description_of,
     load_message,
     output_of,
+    pack_keys,
     pack_tokens,
+    process_of,
     report_of,
     request_of,
     row_message,
     submit_message,
+    unpack_keys,
     unpack_tokens,
     welcome_message,
 )
 from headrace.types import (
+    EngineTiming,
     FinishReason,
     Output,
     PriorityClass,
@@ -75,6 +80,7 @@ outputs = st.builds(
     cached_tokens=st.integers(0, 1000),
     logprobs=st.lists(logprobs, max_size=2).map(tuple),
     reason=st.text(max_size=20),
+    timing=st.none() | st.builds(EngineTiming, reals, reals, st.integers(0, 9), st.integers(0, 9)),
 )
 
 
@@ -114,9 +120,18 @@ def test_packed_tokens_are_little_endian():
     assert pack_tokens([1, 0x01020304]) == bytes([1, 0, 0, 0, 4, 3, 2, 1])
 
 
+@given(st.lists(st.integers(0, 2**64 - 1)))
+def test_packed_block_keys_are_eight_bytes_each(keys: list[int]):
+    packed = pack_keys(keys)
+    assert len(packed) == 8 * len(keys)
+    assert unpack_keys(packed) == tuple(keys)
+
+
 def test_half_a_token_is_a_protocol_error():
     with pytest.raises(ProtocolError, match="6 bytes"):
         unpack_tokens(bytes(6))
+    with pytest.raises(ProtocolError, match="12 bytes"):
+        unpack_keys(bytes(12))
 
 
 def test_messages_have_the_fields_of_the_values_they_carry():
@@ -124,6 +139,7 @@ def test_messages_have_the_fields_of_the_values_they_carry():
     assert Welcome.__struct_fields__ == tuple(
         f.name for f in dataclasses.fields(ReplicaDescription)
     )
+    assert Beat.__struct_fields__ == tuple(f.name for f in dataclasses.fields(ReplicaProcess))
     carried = {f.name for f in dataclasses.fields(Request)} - {"id", "deadline"}
     assert carried <= set(SubmitRequest.__struct_fields__)
 
@@ -142,10 +158,15 @@ def test_reports_and_descriptions_survive_the_wire():
         num_blocks=5,
         max_num_seqs=6,
         pid=7,
+        max_num_batched_tokens=8,
     )
     welcome = messages.decode_to_gateway(messages.encode(welcome_message(description)))
     assert isinstance(welcome, Welcome)
     assert description_of(welcome) == description
+    process = ReplicaProcess(step_seconds=0.5, resident_bytes=2, open_fds=3, cpu_seconds=4.5)
+    beat = messages.decode_to_gateway(messages.encode(beat_message(process)))
+    assert isinstance(beat, Beat)
+    assert process_of(beat) == process
 
 
 @given(st.binary(max_size=200))

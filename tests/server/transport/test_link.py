@@ -12,9 +12,17 @@ import pytest
 
 from headrace import messages
 from headrace.clock import MonotonicClock
-from headrace.core.scheduler.events import Abort, Output, ReportLoad, Submit
+from headrace.core.scheduler.events import (
+    Abort,
+    KvChanged,
+    KvSnapshot,
+    Output,
+    ReportLoad,
+    SnapshotWanted,
+    Submit,
+)
 from headrace.messages import Rejected, TokenFrame
-from headrace.server.links import ReplicaDescription
+from headrace.server.links import ReplicaDescription, ReplicaProcess
 from headrace.server.transport.convert import welcome_message
 from headrace.server.transport.frames import ConnectionLimits, FrameReader, pack
 from headrace.server.transport.link import EngineLink
@@ -33,7 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from headrace.core.router.events import AttemptFailed
     from headrace.server.links import ReplicaLink
+    from headrace.types import BlockKey
 
 REPLICA = ReplicaId("r0")
 LIMITS = ConnectionLimits(greeting_seconds=0.2, retry_min_seconds=0.005, retry_max_seconds=0.01)
@@ -87,11 +97,31 @@ class Events:
     def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
         self.queue.put_nowait(("outputs", *outputs))
 
-    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
-        self.queue.put_nowait(("rejected", request_id, code, reason))
+    def failed(self, failure: AttemptFailed) -> None:
+        self.queue.put_nowait(
+            ("failed", failure.request_id, failure.code, failure.retryable, failure.reason)
+        )
+        assert (failure.busy_for is not None) is (
+            failure.retryable and failure.code != "worker_lost"
+        )
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         self.queue.put_nowait(("load", report))
+
+    def beat(self, replica: ReplicaId, process: ReplicaProcess) -> None:
+        self.queue.put_nowait(("beat", process))
+
+    def kv_changed(
+        self,
+        replica: ReplicaId,
+        number: int,
+        stored: tuple[BlockKey, ...],
+        removed: tuple[BlockKey, ...],
+    ) -> None:
+        self.queue.put_nowait(("changed", number, stored, removed))
+
+    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+        self.queue.put_nowait(("listed", number, keys))
 
     async def next(self) -> tuple[object, ...]:
         return await asyncio.wait_for(self.queue.get(), 5)
@@ -102,12 +132,22 @@ class Engine:
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[Submit | Abort] = asyncio.Queue()
+        self.wanted: asyncio.Queue[str] = asyncio.Queue()  # by whom the prefix cache is
         self.listener = EngineListener(
             description=DESCRIPTION,
-            deliver=self.queue.put_nowait,
+            deliver=self.take,
             clock=MonotonicClock(),
             limits=LIMITS,
         )
+
+    def take(self, event: Submit | Abort | SnapshotWanted) -> None:
+        if isinstance(event, SnapshotWanted):
+            self.wanted.put_nowait(event.to)
+        else:
+            self.queue.put_nowait(event)
+
+    async def next_wanted(self) -> str:
+        return await asyncio.wait_for(self.wanted.get(), 5)
 
     async def next(self) -> Submit | Abort:
         return await asyncio.wait_for(self.queue.get(), 5)
@@ -210,8 +250,8 @@ async def test_refusals_and_load_reports_are_handed_on(path: Path):
         link.submit(request("a"))
         await engine.next()
         engine.listener.send_rejection(RequestId("a"), "context_length_exceeded", "too long")
-        engine.listener.send_load(REPORT)
-        expected = ("rejected", "a", "context_length_exceeded", "too long")
+        engine.listener.gateways.send_load(REPORT)
+        expected = ("failed", "a", "context_length_exceeded", False, "too long")
         assert await events.next() == expected
         assert await events.next() == ("load", REPORT)
 
@@ -219,7 +259,7 @@ async def test_refusals_and_load_reports_are_handed_on(path: Path):
 @async_test
 async def test_a_gateway_that_comes_later_gets_the_last_load_report(path: Path):
     async with connected(path) as (engine, _, _):
-        engine.listener.send_load(REPORT)
+        engine.listener.gateways.send_load(REPORT)
         async with running_link(path) as (_, later):
             assert await later.next() == ("ready", DESCRIPTION)
             assert await later.next() == ("load", REPORT)
@@ -231,8 +271,8 @@ async def test_a_request_out_of_range_costs_itself_only(path: Path):
         link.submit(request("a", sampling=SamplingParams(top_p=float("nan"))))
         link.submit(request("b", min_tokens=9))
         link.submit(request("c"))
-        assert (await events.next())[:3] == ("rejected", "a", "invalid_request")
-        assert (await events.next())[:3] == ("rejected", "b", "invalid_request")
+        assert (await events.next())[:4] == ("failed", "a", "invalid_request", False)
+        assert (await events.next())[:4] == ("failed", "b", "invalid_request", False)
         assert await engine.next() == Submit(request("c"))
 
 
@@ -270,7 +310,7 @@ async def test_a_request_for_a_replica_that_is_gone_comes_back_as_lost(path: Pat
     async with running_link(path) as (link, events):
         link.submit(request("a"))
         assert events.queue.empty()  # never from within submit
-        assert (await events.next())[:3] == ("rejected", "a", "worker_lost")
+        assert (await events.next())[:4] == ("failed", "a", "worker_lost", True)
 
 
 @async_test
@@ -281,10 +321,76 @@ async def test_a_draining_engine_refuses_and_ends_when_its_last_request_does(pat
         draining = asyncio.create_task(engine.listener.drain())
         link.submit(request("b"))
         await asyncio.sleep(0)
-        assert (await events.next())[:3] == ("rejected", "b", "not_ready")
+        assert (await events.next())[:4] == ("failed", "b", "not_ready", True)
         assert not draining.done()
         engine.listener.send_outputs([Output(RequestId("a"), (), FinishReason.LENGTH, 0)])
         await asyncio.wait_for(draining, 5)
+
+
+BEAT = ReplicaProcess(step_seconds=0.5, resident_bytes=1 << 20, open_fds=9, cpu_seconds=1.5)
+
+
+async def know_the_cache(engine: Engine, events: Events) -> None:
+    """Play the core: answer the wish of a new gateway."""
+    engine.listener.gateways.send_content(KvSnapshot(await engine.next_wanted(), 4, (1, 2**64 - 1)))
+    assert await events.next() == ("listed", 4, (1, 2**64 - 1))
+
+
+@async_test
+async def test_a_new_gateway_gets_the_prefix_cache_unasked_and_then_its_changes(path: Path):
+    async with connected(path) as (engine, _, events):
+        engine.listener.gateways.send_change(KvChanged(4, (1,), ()))  # is in what it will get
+        await know_the_cache(engine, events)
+        engine.listener.gateways.send_change(KvChanged(5, (7, 8), (1,)))
+        assert await events.next() == ("changed", 5, (7, 8), (1,))
+
+
+@async_test
+async def test_content_goes_to_who_asked_and_is_asked_for_once(path: Path):
+    async with connected(path) as (engine, link, events):
+        await know_the_cache(engine, events)
+        async with running_link(path) as (_, others):
+            assert await others.next() == ("ready", DESCRIPTION)
+            await know_the_cache(engine, others)
+            link.want_snapshot()
+            link.want_snapshot()
+            name = await engine.next_wanted()
+            engine.listener.gateways.send_content(KvSnapshot("nobody", 5, ()))
+            engine.listener.gateways.send_content(KvSnapshot(name, 5, (3,)))
+            engine.listener.gateways.send_beat(BEAT)
+            assert await events.next() == ("listed", 5, (3,))
+            assert await events.next() == ("beat", BEAT)
+            assert await others.next() == ("beat", BEAT)
+            assert engine.wanted.empty()
+
+
+@async_test
+async def test_a_slow_reader_misses_changes_but_no_tokens_and_is_made_good(path: Path):
+    engine = Engine()
+    await engine.listener.start(path)
+    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 12)
+    writer.write(pack(messages.encode(messages.Hello("slow"))))
+    gateways = engine.listener.gateways
+    gateways.send_content(KvSnapshot(await engine.next_wanted(), 0, ()))
+    (session,) = gateways
+    number = 0
+    while not session.connection.is_congested:  # nobody reads
+        number += 1
+        gateways.send_change(KvChanged(number, tuple(range(1000)), ()))
+    gateways.send_change(KvChanged(number + 1, (1,), ()))
+    gateways.send_change(KvChanged(number + 2, (2,), ()))
+    gateways.send_beat(BEAT)
+    assert engine.wanted.empty()  # not while it reads nothing
+    frames = FrameReader(max_frame_bytes=1 << 20)
+    told: list[object] = []
+    while not told or not isinstance(told[-1], messages.Beat):
+        told += map(messages.decode_to_gateway, frames.feed(await reader.read(1 << 16)))
+    changes = [each.number for each in told if isinstance(each, messages.KvChange)]
+    assert changes == list(range(1, number + 1))
+    gateways.send_beat(BEAT)
+    assert await engine.next_wanted() == session.name
+    writer.close()
+    engine.listener.close("test is over")
 
 
 def mode(path: Path) -> int:
@@ -366,3 +472,12 @@ async def test_an_engine_that_never_welcomes_is_tried_again(path: Path):
     async with running_link(path) as (_, events):
         assert await events.next() == ("ready", DESCRIPTION)
     server.close()
+
+
+@async_test
+async def test_an_engine_that_is_full_is_left_for_another(path: Path):
+    async with connected(path) as (engine, link, events):
+        link.submit(request("a"))
+        await engine.next()
+        engine.listener.send_rejection(RequestId("a"), "overloaded", "4096 requests are waiting")
+        assert (await events.next())[:4] == ("failed", "a", "overloaded", True)

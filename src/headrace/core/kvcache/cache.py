@@ -58,14 +58,15 @@ class KVCache:
     """Blocks of ``block_size`` tokens, shared by content.
 
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
-    that goes on differently gets a copy of it.
+    that goes on differently gets a copy of it. ``index`` is to be asked for keys and changes of
+    the published content, and changed by nobody else.
     """
 
     def __init__(self, *, num_blocks: int, block_size: Tokens, share_partial: bool = True) -> None:
         self.block_size = block_size
         self._share_partial = share_partial
-        self._index = PrefixIndex()
-        self._pool = BlockPool(num_blocks, evict=self._index.drop)
+        self.index = PrefixIndex()
+        self._pool = BlockPool(num_blocks, evict=self.index.drop)
         self._coming: dict[bytes, BlockTable] = {}  # digest -> who computes it
         self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
 
@@ -85,7 +86,7 @@ class KVCache:
         """
         index = len(table.blocks)
         while index < table.num_sharable:
-            block = self._index.find(table.digest(index))
+            block = self.index.find(table.digest(index))
             if block is None or not self._pool.references(block):
                 break
             index += 1
@@ -99,7 +100,7 @@ class KVCache:
         """
         found: list[BlockId] = []
         for index in range(len(table.blocks), table.num_sharable):
-            block = self._index.find(table.digest(index))
+            block = self.index.find(table.digest(index))
             if block is None:
                 break
             self._pool.share(block)
@@ -121,7 +122,7 @@ class KVCache:
         tokens = table.tokens[start : min(start + self.block_size, len(table.tokens) - 1)]
         if len(tokens) < MIN_PARTIAL:
             return None
-        found = self._index.closest(table.parent(index), pack(tokens))
+        found = self.index.closest(table.parent(index), pack(tokens))
         if found is None or found[1] < MIN_PARTIAL:
             return None
         source, num_tokens = found
@@ -139,7 +140,7 @@ class KVCache:
         if table.awaits in self._coming:
             return True
         index = len(table.blocks)
-        while table.is_full(index) and self._index.find(table.digest(index)) is not None:
+        while table.is_full(index) and self.index.find(table.digest(index)) is not None:
             index += 1
         if not table.is_full(index):
             return False
@@ -167,7 +168,7 @@ class KVCache:
         for index in range(table.num_published, num_computed // self.block_size):
             digest, start = table.digest(index), index * self.block_size
             tokens = pack(table.tokens[start : start + self.block_size])
-            self._index.add(table.blocks[index], Content(digest, table.parent(index), tokens))
+            self.index.add(table.blocks[index], Content(digest, table.parent(index), tokens))
             self._retract(digest, table)
             table.num_published = index + 1
 
@@ -202,7 +203,7 @@ class KVCache:
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Raise InvariantBroken unless the ledger balances against all ``tables`` in use."""
         self._pool.check_integrity()
-        self._index.check_integrity()
+        self.index.check_integrity()
         tables = list(tables)
         held = Counter(block for table in tables for block in table.blocks)
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)
@@ -214,7 +215,7 @@ class KVCache:
                     f"+ {fenced[block]} in fences"
                 )
         for block in self._pool.cached():
-            if block not in self._index:
+            if block not in self.index:
                 raise InvariantBroken(f"block {block} is kept as cached, but holds nothing")
         strangers = [d.hex() for d, table in self._coming.items() if table not in tables]
         if strangers:
@@ -226,4 +227,4 @@ class KVCache:
 
     def _give_back(self, blocks: Iterable[BlockId]) -> None:
         for block in blocks:
-            self._pool.give_back(block, keep=block in self._index)
+            self._pool.give_back(block, keep=block in self.index)

@@ -1,4 +1,4 @@
-"""PrefixIndex: which block holds the content with a given digest, and what is on its way.
+"""PrefixIndex: which block holds the content with a given digest, and what changed of late.
 
 It knows nothing of references or free blocks. A digest names at most one block; a block has at
 most one digest.
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.chain import num_common
 from headrace.errors import InvariantBroken
+from headrace.types import block_key
 
 if TYPE_CHECKING:
-    from headrace.types import BlockId, Tokens
+    from headrace.types import BlockId, BlockKey, Tokens
 
 MAX_SIBLINGS = 8
 """Blocks under one parent that are compared at most, newest first: keeps a lookup O(1)."""
@@ -27,6 +28,13 @@ class Content(NamedTuple):
     tokens: bytes
 
 
+class Changes(NamedTuple):
+    """What an index gained and lost between two looks. What came and went again is in neither."""
+
+    stored: tuple[BlockKey, ...]
+    removed: tuple[BlockKey, ...]
+
+
 class PrefixIndex:
     """Digest -> block, and parent digest -> its blocks."""
 
@@ -34,6 +42,7 @@ class PrefixIndex:
         self._blocks: dict[bytes, BlockId] = {}
         self._contents: dict[BlockId, Content] = {}
         self._children: dict[bytes, dict[BlockId, None]] = {}  # a dict as an ordered set
+        self._touched: dict[bytes, bool] = {}  # since the last look; whether it was here then
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -51,6 +60,7 @@ class PrefixIndex:
             return False
         if block in self._contents:
             raise InvariantBroken(f"block {block} holds {self._contents[block].digest.hex()}")
+        self._touched.setdefault(content.digest, False)
         self._blocks[content.digest] = block
         self._contents[block] = content
         self._children.setdefault(content.parent, {})[block] = None
@@ -59,6 +69,7 @@ class PrefixIndex:
     def drop(self, block: BlockId) -> None:
         """Forget a block's content."""
         content = self._contents.pop(block)
+        self._touched.setdefault(content.digest, True)
         del self._blocks[content.digest]
         siblings = self._children[content.parent]
         del siblings[block]
@@ -74,6 +85,22 @@ class PrefixIndex:
             if common > most:
                 best, most = (block, common), common
         return best
+
+    def keys(self) -> tuple[BlockKey, ...]:
+        """Return the keys of all content, oldest first."""
+        return tuple(map(block_key, self._blocks))
+
+    def take_changes(self) -> Changes | None:
+        """Return what changed since the last call, None if nothing did."""
+        if not self._touched:
+            return None
+        touched, self._touched = self._touched, {}
+        stored: list[BlockKey] = []
+        removed: list[BlockKey] = []
+        for digest, was_here in touched.items():
+            if (digest in self._blocks) is not was_here:
+                (removed if was_here else stored).append(block_key(digest))
+        return Changes(tuple(stored), tuple(removed)) if stored or removed else None
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless the three maps tell the same."""

@@ -1,24 +1,42 @@
-"""Events and effects of the Request Router."""
+"""Events and effects of the Request Router.
+
+An **attempt** is one stay of a request at one replica. The first attempt has the request's own
+id, the k-th ``ID~k``: what a replica says of an attempt that was given up names an id that nobody
+knows any more (fencing). Clients see only their own ids.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from headrace.core.balancer.policy import Choice, ReplicaFacts
+from headrace.core.health import ReplicaState as ReplicaState  # noqa: TC001  (users find it here)
 from headrace.machine import Tick
 
 if TYPE_CHECKING:
-    from headrace.types import Output, ReplicaId, ReportLoad, Request, RequestId, Seconds
+    from headrace.types import (
+        BlockKey,
+        Output,
+        ReplicaId,
+        ReportLoad,
+        Request,
+        RequestId,
+        Seconds,
+        Tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
     """The choices of one client request: admitted, queued and placed together.
 
-    Their ids are new, and they share one deadline.
+    Their ids are new, and they share one deadline. ``prompt_tokens`` is an estimate where the
+    prompt was not tokenised (foreign replicas); None: the prompt's own length.
     """
 
     requests: tuple[Request, ...]
+    prompt_tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +48,72 @@ class ClientGone:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReady:
-    """A replica takes requests."""
+    """A replica takes requests. Its prefix cache is empty until KvSnapshot or KvChanged come."""
 
     replica: ReplicaId
+    facts: ReplicaFacts = field(default_factory=ReplicaFacts)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLost:
-    """Nothing more comes from this replica's requests."""
+    """Nothing more comes from this replica's attempts."""
 
     replica: ReplicaId
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaBeat:
+    """A replica's heartbeat: sent at fixed intervals whether or not there is work."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReplica:
+    """Send nothing new there. What is left after ``limit`` seconds goes on elsewhere.
+
+    One that is not connected is empty at once, and a drain ends with the connection: whoever wants
+    it to outlast that says it again after ReplicaReady.
+    """
+
+    replica: ReplicaId
+    limit: Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeReplica:
+    """The drain is off."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
-    """New tokens of one step of one replica."""
+    """New tokens of one step of one replica. ``request_id`` of each names an attempt.
+
+    A foreign replica's first bytes are an Output without tokens, its end one with ``finish``.
+    """
 
     replica: ReplicaId
     outputs: tuple[Output, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedByReplica:
-    """A request that this replica will not serve; ``code`` is one of errors.py."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed:
+    """An attempt that ended badly while its replica lives; ``code`` is one of errors.py.
+
+    ``retryable``: another replica may do better. ``to_blame``: counts against the replica.
+    ``busy_for``: the replica is full for so many seconds (its Retry-After), which is no fault.
+    """
 
     replica: ReplicaId
     request_id: RequestId
     code: str
     reason: str
+    retryable: bool = False
+    to_blame: bool = False
+    busy_for: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +122,25 @@ class LoadReported:
 
     replica: ReplicaId
     report: ReportLoad
+
+
+@dataclass(frozen=True, slots=True)
+class KvReported:
+    """A change of a replica's prefix cache; see core/scheduler/events.py, KvChanged."""
+
+    replica: ReplicaId
+    number: int
+    stored: tuple[BlockKey, ...]
+    removed: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvListed:
+    """All content of a replica's prefix cache after change ``number``."""
+
+    replica: ReplicaId
+    number: int
+    keys: tuple[BlockKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +155,14 @@ RouterEvent: TypeAlias = (
     | ClientGone
     | ReplicaReady
     | ReplicaLost
+    | ReplicaBeat
+    | DrainReplica
+    | ResumeReplica
     | Outputs
-    | RejectedByReplica
+    | AttemptFailed
     | LoadReported
+    | KvReported
+    | KvListed
     | Drain
     | Tick
 )
@@ -91,24 +170,39 @@ RouterEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Send this request to that replica, and why there."""
+    """Send this attempt (``request.id`` is the attempt's) to that replica, and why there."""
 
     replica: ReplicaId
     request: Request
-    reason: str
+    choice: Choice
+    client_id: RequestId
+    waited: Seconds  # in the router's queue, for this attempt
 
 
 @dataclass(frozen=True, slots=True)
 class CancelAt:
-    """Tell the replica that nobody wants this request any more."""
+    """Tell the replica that nobody wants this attempt any more."""
 
     replica: ReplicaId
     request_id: RequestId
 
 
 @dataclass(frozen=True, slots=True)
+class GoOn:
+    """An attempt is given up, and its request waits for another place. Comes before CancelAt.
+
+    ``num_tokens`` were delivered and are kept; 0 is a plain retry, more is a migration.
+    """
+
+    request_id: RequestId  # the client's
+    replica: ReplicaId
+    reason: str
+    num_tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Deliver:
-    """Tokens for clients. An Output with ``finish`` set is the last of its request."""
+    """Tokens for clients, by their own ids. An Output with ``finish`` is the last of its kind."""
 
     outputs: tuple[Output, ...]
 
@@ -124,8 +218,50 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaJudged:
+    """A replica's state in this router has changed."""
+
+    replica: ReplicaId
+    state: ReplicaState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEmptied:
+    """A draining replica has none of our requests left. Said once for each drain."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class WantSnapshot:
+    """A change of this replica's prefix cache was missed: ask it for all of it."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFailed:
+    """The policy raised: it is replaced by least_requests, and no request suffers (fail open)."""
+
+    policy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """Every accepted request has ended, and no new one comes. Said once."""
 
 
-RouterEffect: TypeAlias = Dispatch | CancelAt | Deliver | Fail | Drained
+RouterEffect: TypeAlias = (
+    Dispatch
+    | CancelAt
+    | GoOn
+    | Deliver
+    | Fail
+    | ReplicaJudged
+    | ReplicaEmptied
+    | WantSnapshot
+    | PolicyFailed
+    | Drained
+)

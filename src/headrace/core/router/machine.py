@@ -1,92 +1,104 @@
-"""Router: which replica gets which request, and what becomes of requests that none can take.
+"""Router: which replica gets which request, and what becomes of those that it cannot serve.
 
-Every accepted request ends exactly once: by an Output with ``finish``, by ``Fail``, or because
-its client is gone. A request waits while no replica is ready or all are full, in a bounded queue
-and for a bounded time. It knows no text, no HTTP and no processes.
+Admission, the order of the queue, trust in replicas and their drains are decided here; streams.py
+has the life of a request, fleet.py the load of replicas, core/balancer the choice between them.
+It knows no text, no HTTP and no processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING, assert_never
 
+from headrace.core.balancer.least_requests import LeastRequests
+from headrace.core.health import FailureDetector, ReplicaState
+from headrace.core.router.admission import Admission, Refusal
+from headrace.core.router.choosing import Chooser
 from headrace.core.router.events import (
-    CancelAt,
+    AttemptFailed,
     ClientGone,
-    Deliver,
     Dispatch,
     Drain,
     Drained,
+    DrainReplica,
     Fail,
+    KvListed,
+    KvReported,
     LoadReported,
     Outputs,
-    RejectedByReplica,
+    ReplicaBeat,
     ReplicaLost,
     ReplicaReady,
     RequestArrived,
+    ResumeReplica,
     RouterEffect,
     RouterEvent,
 )
-from headrace.core.router.placement import LeastOutstanding, ReplicaView
-from headrace.core.router.waiting import Deadlines, Tracked, WaitingQueue
-from headrace.errors import DeadlineExceeded, NotReady, Overloaded
+from headrace.core.router.figures import PoolFigures, pool_figures
+from headrace.core.router.fleet import Fleet
+from headrace.core.router.limits import RouterLimits
+from headrace.core.router.oversight import Oversight
+from headrace.core.router.requests import Tracked, keys_of
+from headrace.core.router.streams import Streams, deadline_failure
+from headrace.errors import NotReady
 from headrace.errors import ReplicaLost as LostError
 from headrace.machine import Tick
 
+__all__ = ["Router", "RouterLimits"]
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from headrace.core.router.placement import Placement
+    from headrace.core.balancer.policy import Policy, ReplicaView
     from headrace.types import ReplicaId, RequestId, Seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouterLimits:
-    """Bounds of a Router."""
-
-    max_waiting: int = 256  # requests, >= 1
-    max_wait: Seconds = 30.0  # in the queue, > 0
-    max_outstanding: int = 512  # requests on one replica, >= 1 (a group may overshoot it)
-    deadline_grace: Seconds = 2.0  # how long after a deadline an engine may still say so itself
 
 
 class Router:
     """Decides for one gateway. A Machine (rules M1-M6)."""
 
-    def __init__(
-        self, limits: RouterLimits | None = None, placement: Placement | None = None
-    ) -> None:
+    def __init__(self, limits: RouterLimits | None = None, policy: Policy | None = None) -> None:
         self._limits = limits or RouterLimits()
-        self._placement = placement or LeastOutstanding()
-        self._replicas: dict[ReplicaId, ReplicaView] = {}
-        self._alive: dict[RequestId, Tracked] = {}
-        self._queue = WaitingQueue(
-            max_requests=self._limits.max_waiting, max_wait=self._limits.max_wait
-        )
-        self._deadlines = Deadlines()
+        self._health = FailureDetector(self._limits.health)
+        self._fleet = Fleet(self._health, max_outstanding=self._limits.max_outstanding)
+        self._admission = Admission(self._limits)
+        self._streams = Streams(self._limits, self._fleet, self._admission.pace)
+        self._oversight = Oversight(self._fleet, self._health, self._streams)
+        self._chooser = Chooser(policy or LeastRequests())
         self._drain_until: Seconds | None = None
         self._drained = False
+        self._busy_until: Seconds | None = None  # while requests wait: when to look again
 
     @property
     def replicas(self) -> tuple[ReplicaView, ...]:
-        """Ready replicas, in the order in which they became ready."""
-        return tuple(self._replicas.values())
+        """Connected replicas, in the order in which they became ready."""
+        return tuple(member.view for member in self._fleet.members.values())
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy in use: another one after PolicyFailed."""
+        return self._chooser.policy.name
 
     @property
     def num_alive(self) -> int:
         """Accepted requests that have not ended."""
-        return len(self._alive)
+        return len(self._streams.alive)
 
     @property
     def num_waiting(self) -> int:
-        """Of those, the ones that no replica has yet."""
-        return len(self._queue)
+        """Of those, the ones that no replica has."""
+        return len(self._streams.queue)
 
     @property
     def draining(self) -> bool:
         """Whether new requests are refused because of a Drain."""
         return self._drain_until is not None
+
+    def state(self, replica: ReplicaId) -> ReplicaState:
+        """Return what this router thinks of a replica; LOST if it is not connected."""
+        return self._fleet.state(replica)
+
+    def figures(self, now: Seconds) -> PoolFigures:
+        """Return the load of the pool, for reports and pages."""
+        return pool_figures(self._fleet, self._streams.queue, self._admission.pace, now)
 
     def handle(self, event: RouterEvent, now: Seconds) -> Sequence[RouterEffect]:
         """Take one event at time ``now``; return what should be done, in order."""
@@ -94,185 +106,147 @@ class Router:
         match event:
             case Outputs():
                 self._take_outputs(event, now, effects)
+            case LoadReported() | ReplicaBeat() | KvReported() | KvListed():
+                self._oversight.take(event, now, effects)
             case RequestArrived():
                 self._admit(event, now, effects)
             case ClientGone():
-                self._forget(event.request_ids, effects)
-            case LoadReported():
-                self._note_load(event, now)
-            case RejectedByReplica():
-                self._take_rejection(event, effects)
-            case ReplicaReady():
-                self._lose(event.replica, "it started anew", effects)
-                self._replicas[event.replica] = ReplicaView(replica=event.replica, progress_at=now)
-            case ReplicaLost():
-                self._lose(event.replica, event.reason, effects)
+                self._streams.forget(event.request_ids, now, effects)
+            case AttemptFailed():
+                self._take_failure(event, now, effects)
+            case ReplicaReady() | ReplicaLost() | DrainReplica() | ResumeReplica():
+                self._oversight.change(event, now, effects)
             case Drain():
                 self._drain_until = now + event.limit
             case Tick():
                 pass
             case _:
                 assert_never(event)
-        self._expire(now, effects)
-        self._place(now, effects)
-        self._finish_drain(effects)
+        self._settle(now, effects)
         return effects
 
     def next_wakeup(self) -> Seconds | None:
-        """When a request has waited too long, is past its deadline, or the drain is over."""
-        drain_until = None if self._drained else self._drain_until
-        times = (self._queue.due_at(), self._deadlines.next_at(), drain_until)
+        """When a wait, a deadline, a drain or a replica's time to show life is over."""
+        if self._drained:
+            return None
+        streams = self._streams
+        times = [streams.queue.due_at(), streams.deadlines.next_at(), self._health.next_at()]
+        if streams.queue:
+            times.append(self._busy_until)
+        times.append(self._drain_until)
+        times.extend(self._fleet.drains.values())
         return min((time for time in times if time is not None), default=None)
 
     def check_integrity(self) -> None:
-        """Counts agree with the requests they count, and the bounds hold."""
-        self._queue.check_integrity()
-        sent = [tracked for tracked in self._alive.values() if tracked.replica is not None]
-        assert len(sent) + len(self._queue) == len(self._alive), (len(sent), len(self._queue))
-        for view in self._replicas.values():
-            count = sum(tracked.replica == view.replica for tracked in sent)
-            assert count == view.outstanding, (view.replica, count, view.outstanding)
-        assert all(tracked.replica in self._replicas for tracked in sent)
-        assert len(self._deadlines) <= 2 * len(self._alive) + 64
+        """Raise InvariantBroken unless counts agree with what they count, and bounds hold."""
+        self._streams.check_integrity()
+        self._fleet.check_integrity()
+        self._health.check_integrity()
+
+    def _settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Do what time and the event at hand have made due."""
+        self._expire(now, effects)
+        self._oversight.check(now, effects)
+        self._place(now, effects)
+        self._oversight.note_empty(effects)
+        self._finish_drain(effects)
 
     def _admit(self, event: RequestArrived, now: Seconds, effects: list[RouterEffect]) -> None:
-        requests = event.requests
+        requests, streams = event.requests, self._streams
+        refusal: Refusal | None = None
         if self.draining:
-            refusal = (NotReady.code, "the server is shutting down")
-        elif not self._queue.fits(len(requests)) and not self._has_room():
-            refusal = self._no_room()
-        else:
-            group = requests[0].id
-            members = {request.id: Tracked(request, group) for request in requests}
-            self._alive.update(members)
-            self._queue.append(members, now)
-            if requests[0].deadline is not None:
-                for request in requests:
-                    self._deadlines.add(requests[0].deadline, request.id)
+            refusal = Refusal(NotReady.code, "the server is shutting down", 1.0)
+        elif not streams.queue.fits(len(requests)) and not self._fleet.open(now):
+            refusal = self._admission.refusal(self._fleet, streams.queue, now)
+        if refusal is not None:
+            effects.extend(Fail(request.id, *refusal) for request in requests)
             return
-        retry_after = self._retry_after(now)
-        effects.extend(Fail(request.id, *refusal, retry_after) for request in requests)
+        first = requests[0]
+        length = len(first.prompt) if event.prompt_tokens is None else event.prompt_tokens
+        keys = keys_of(first.chain)
+        streams.admit({each.id: Tracked(each, first.id, length, keys) for each in requests}, now)
 
     def _take_outputs(self, event: Outputs, now: Seconds, effects: list[RouterEffect]) -> None:
-        view = self._replicas.get(event.replica)
-        if view is None:
+        member = self._fleet.members.get(event.replica)
+        if member is None:
             return
-        view.progress_at = now
-        alive = self._alive
-        wanted = []
-        for output in event.outputs:
-            tracked = alive.get(output.request_id)
-            if tracked is None or tracked.replica != event.replica:
-                continue  # cancelled meanwhile, or from an attempt that was given up
-            wanted.append(output)
-            if output.finish is not None:
-                self._end(tracked)
-        if wanted:
-            effects.append(Deliver(tuple(wanted)))
+        member.view.progress_at = now
+        num_ended = self._streams.deliver(event, member, now, effects)
+        judgement = self._health.heard(event.replica, now, progress=True)
+        self._oversight.judge(judgement, now, effects)
+        if num_ended:
+            self._oversight.judge(self._health.succeeded(event.replica, now), now, effects)
 
-    def _take_rejection(self, event: RejectedByReplica, effects: list[RouterEffect]) -> None:
-        tracked = self._alive.get(event.request_id)
-        if tracked is not None and tracked.replica == event.replica:
-            self._end(tracked)
-            effects.append(Fail(event.request_id, event.code, event.reason))
-
-    def _note_load(self, event: LoadReported, now: Seconds) -> None:
-        view = self._replicas.get(event.replica)
-        if view is None:
+    def _take_failure(
+        self, event: AttemptFailed, now: Seconds, effects: list[RouterEffect]
+    ) -> None:
+        member = self._fleet.members.get(event.replica)
+        attempt = member.attempts.get(event.request_id) if member else None
+        if member is None or attempt is None:
             return
-        report, last = event.report, view.report
-        idle = report.running + report.waiting == 0
-        if idle or last is None or report.step != last.step:
-            view.progress_at = now
-        view.report = report
-
-    def _forget(self, ids: Iterable[RequestId], effects: list[RouterEffect]) -> None:
-        for request_id in ids:
-            tracked = self._alive.get(request_id)
-            if tracked is None:
-                continue
-            if tracked.replica is not None:
-                effects.append(CancelAt(tracked.replica, request_id))
-            self._end(tracked)
-
-    def _lose(self, replica: ReplicaId, reason: str, effects: list[RouterEffect]) -> None:
-        if self._replicas.get(replica) is None:
-            return
-        lost = [tracked for tracked in self._alive.values() if tracked.replica == replica]
-        for tracked in lost:
-            self._end(tracked)
-            message = f"replica {replica} was lost: {reason}"
-            effects.append(Fail(tracked.request.id, LostError.code, message, 1.0))
-        del self._replicas[replica]
-
-    def _end(self, tracked: Tracked) -> None:
-        del self._alive[tracked.request.id]
-        if tracked.replica is None:
-            self._queue.remove(tracked)
-        else:
-            self._replicas[tracked.replica].outstanding -= 1
-        self._deadlines.sweep(self._alive)
+        if event.busy_for is not None:
+            member.busy_until = now + min(event.busy_for, self._limits.max_busy)
+        effects.extend(self._streams.retry(attempt, event, now))
+        if event.to_blame:
+            self._oversight.judge(
+                self._health.failed(event.replica, now, event.reason), now, effects
+            )
 
     def _expire(self, now: Seconds, effects: list[RouterEffect]) -> None:
-        while (request_id := self._deadlines.pop_due(now)) is not None:
+        streams = self._streams
+        while (request_id := streams.deadlines.pop_due(now)) is not None:
             self._pass_deadline(request_id, now, effects)
-        while (due := self._queue.due_at()) is not None and due <= now:
-            code, reason = self._no_room()
-            retry_after = self._retry_after(now)
-            head = self._queue.head()
-            for tracked in list(head.members.values()) if head else ():
-                self._end(tracked)
-                effects.append(Fail(tracked.request.id, code, reason, retry_after))
+        while (due := streams.queue.due_at()) is not None and due <= now:
+            self._refuse_longest(now, effects)
         if self._drain_until is not None and self._drain_until <= now:
-            for request_id in list(self._alive):
-                self._forget((request_id,), effects)
+            for request_id in list(streams.alive):
+                streams.forget((request_id,), now, effects)
                 effects.append(Fail(request_id, NotReady.code, "the server is shutting down"))
+
+    def _refuse_longest(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        streams = self._streams
+        group = streams.queue.longest()
+        refusal = self._admission.refusal(self._fleet, streams.queue, now)
+        for tracked in list(group.members.values()) if group else ():
+            code, reason, retry_after = refusal
+            if tracked.answered:
+                code, reason = LostError.code, f"its replica was lost, and {reason}"
+            effects.append(streams.fail(tracked, Fail(tracked.id, code, reason, retry_after), now))
 
     def _pass_deadline(
         self, request_id: RequestId, now: Seconds, effects: list[RouterEffect]
     ) -> None:
-        tracked = self._alive.get(request_id)
+        tracked = self._streams.alive.get(request_id)
         if tracked is None or tracked.request.deadline is None:
             return
         at = tracked.request.deadline + self._limits.deadline_grace
-        if tracked.replica is not None and now < at:
-            self._deadlines.add(at, request_id)  # the engine knows the deadline too
+        if tracked.attempt is not None and now < at:
+            self._streams.deadlines.add(at, request_id)  # the engine knows the deadline too
             return
-        self._forget((request_id,), effects)
-        effects.append(Fail(request_id, DeadlineExceeded.code, "the request's time is over"))
-
-    def _has_room(self) -> bool:
-        limit = self._limits.max_outstanding
-        return any(view.outstanding < limit for view in self._replicas.values())
+        self._streams.forget((request_id,), now, effects)
+        effects.append(deadline_failure(request_id))
 
     def _place(self, now: Seconds, effects: list[RouterEffect]) -> None:
-        limit = self._limits.max_outstanding
-        while self._queue:
-            candidates = [view for view in self._replicas.values() if view.outstanding < limit]
-            if not candidates:
+        fleet, queue = self._fleet, self._streams.queue
+        while queue:
+            members = fleet.open(now)
+            if not members and not fleet.taking():
+                self._oversight.judge(self._health.probe_least_bad(now), now, effects)
+                members = fleet.open(now)
+            if not members:
+                self._busy_until = fleet.busy_until(now)
                 return
-            members = self._queue.pop().members
-            first = next(iter(members.values()))
-            choice = self._placement.choose(first.request, candidates)
-            view = self._replicas[choice.replica]
-            if view.outstanding == 0:
-                view.progress_at = now
-            view.outstanding += len(members)
-            for tracked in members.values():
-                tracked.replica = choice.replica
-                effects.append(Dispatch(choice.replica, tracked.request, choice.reason))
+            group = queue.pop()
+            candidates = fleet.candidates(group.first, members)
+            candidate, choice, failure = self._chooser.choose(group.first, candidates)
+            if failure is not None:
+                effects.append(failure)
+            waited = now - group.since
+            requests = fleet.send(group.members.values(), candidate, now)
+            for client_id, request in zip(group.members, requests, strict=True):
+                effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
 
     def _finish_drain(self, effects: list[RouterEffect]) -> None:
-        if self._drain_until is not None and not self._alive and not self._drained:
+        if self._drain_until is not None and not self._streams.alive and not self._drained:
             self._drained = True
             effects.append(Drained())
-
-    def _no_room(self) -> tuple[str, str]:
-        if not self._replicas:
-            return NotReady.code, "no replica is ready; try again shortly"
-        return Overloaded.code, f"all replicas are busy and {len(self._queue)} requests wait"
-
-    def _retry_after(self, now: Seconds) -> Seconds:
-        """The wait of the head so far, in whole seconds: the best simple guess at the next one."""
-        head = self._queue.head()
-        return 1.0 if head is None else float(max(1, ceil(now - head.since)))

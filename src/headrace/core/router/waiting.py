@@ -1,4 +1,4 @@
-"""What the Router keeps about requests: the bounded queue, and when something is due."""
+"""Requests without a replica, in a bounded queue, and when something is due."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.errors import InvariantBroken
+
 if TYPE_CHECKING:
-    from headrace.types import ReplicaId, Request, RequestId, Seconds
-
-
-@dataclass(slots=True)
-class Tracked:
-    """An accepted request that has not ended; ``replica`` is None while it waits."""
-
-    request: Request
-    group: RequestId  # the first id of its group
-    replica: ReplicaId | None = None
+    from headrace.core.router.requests import Tracked
+    from headrace.types import RequestId, Seconds, Tokens
 
 
 @dataclass(slots=True)
@@ -26,19 +20,35 @@ class Group:
     members: dict[RequestId, Tracked]
     since: Seconds
 
+    @property
+    def first(self) -> Tracked:
+        """The one whose prompt decides."""
+        return next(iter(self.members.values()))
+
 
 class WaitingQueue:
-    """Groups in order of arrival, bounded in requests; any member may leave at any time."""
+    """Groups in order of arrival; before them all, those that lost their place at a replica.
+
+    New requests are bounded in number; those that come back were admitted once and always fit.
+    Any member may leave at any time.
+    """
 
     def __init__(self, *, max_requests: int, max_wait: Seconds) -> None:
         self._max_requests = max_requests
         self._max_wait = max_wait
-        self._groups: dict[RequestId, Group] = {}
+        self._back: dict[RequestId, Group] = {}
+        self._new: dict[RequestId, Group] = {}
         self._num_requests = 0
+        self._num_tokens = 0
 
     def __len__(self) -> int:
         """Waiting requests (not groups)."""
         return self._num_requests
+
+    @property
+    def num_tokens(self) -> Tokens:
+        """Prompt tokens of all that wait, an upper bound of the work they bring."""
+        return self._num_tokens
 
     def fits(self, num_requests: int) -> bool:
         """Whether so many more may wait."""
@@ -46,37 +56,62 @@ class WaitingQueue:
 
     def append(self, members: dict[RequestId, Tracked], now: Seconds) -> None:
         """Add a group behind the others."""
-        self._groups[next(iter(members))] = Group(members, now)
-        self._num_requests += len(members)
+        self._new[next(iter(members))] = Group(members, now)
+        self._count(members, 1)
+
+    def take_back(self, tracked: Tracked, now: Seconds) -> None:
+        """Add a request alone, before all new ones, behind others that came back."""
+        tracked.group = tracked.id
+        members = {tracked.id: tracked}
+        self._back[tracked.id] = Group(members, now)
+        self._count(members, 1)
 
     def head(self) -> Group | None:
-        """The group that has waited longest, or None."""
-        return next(iter(self._groups.values()), None)
+        """The group that is to be placed next, or None."""
+        return next(iter((self._back or self._new).values()), None)
 
     def pop(self) -> Group:
-        """Take the group that has waited longest; the queue is not empty."""
-        group = self._groups.pop(next(iter(self._groups)))
-        self._num_requests -= len(group.members)
+        """Take the head; the queue is not empty."""
+        lane = self._back or self._new
+        group = lane.pop(next(iter(lane)))
+        self._count(group.members, -1)
         return group
 
     def remove(self, tracked: Tracked) -> None:
         """Take out one member, and its group with the last of them."""
-        group = self._groups[tracked.group]
-        del group.members[tracked.request.id]
-        self._num_requests -= 1
+        lane = self._back if tracked.group in self._back else self._new
+        group = lane[tracked.group]
+        self._count({tracked.id: group.members.pop(tracked.id)}, -1)
         if not group.members:
-            del self._groups[tracked.group]
+            del lane[tracked.group]
+
+    def longest(self) -> Group | None:
+        """The group that has waited longest, or None. Both lanes are in order of time."""
+        heads = [next(iter(lane.values())) for lane in (self._back, self._new) if lane]
+        return min(heads, key=lambda group: group.since, default=None)
 
     def due_at(self) -> Seconds | None:
-        """When the head will have waited too long."""
-        head = self.head()
-        return None if head is None else head.since + self._max_wait
+        """When somebody will have waited too long."""
+        group = self.longest()
+        return None if group is None else group.since + self._max_wait
 
     def check_integrity(self) -> None:
-        """The count is the sum of the groups, no group is empty, the bound holds."""
-        total = sum(len(group.members) for group in self._groups.values())
-        assert total == self._num_requests <= self._max_requests, (total, self._num_requests)
-        assert all(group.members for group in self._groups.values())
+        """Counts are the sums of the groups, no group is empty, the bound holds."""
+        groups = [*self._back.values(), *self._new.values()]
+        waiting = [tracked for group in groups for tracked in group.members.values()]
+        num_tokens = sum(tracked.prompt_tokens for tracked in waiting)
+        if (len(waiting), num_tokens) != (self._num_requests, self._num_tokens):
+            raise InvariantBroken(
+                f"{len(waiting)} wait with {num_tokens} tokens, "
+                f"counted are {self._num_requests} with {self._num_tokens}"
+            )
+        num_new = sum(len(group.members) for group in self._new.values())
+        if num_new > self._max_requests or not all(group.members for group in groups):
+            raise InvariantBroken(f"{num_new} new ones > {self._max_requests}, or an empty group")
+
+    def _count(self, members: dict[RequestId, Tracked], sign: int) -> None:
+        self._num_requests += sign * len(members)
+        self._num_tokens += sign * sum(each.prompt_tokens for each in members.values())
 
 
 class Due(NamedTuple):

@@ -16,6 +16,7 @@ class Counters:
     steps: int = 0
     prompt_tokens: Tokens = 0
     cached_tokens: Tokens = 0
+    computed_tokens: Tokens = 0
     output_tokens: Tokens = 0
     discarded_tokens: Tokens = 0
     preemptions: int = 0

@@ -2,7 +2,8 @@
 
 It turns events into calls of the Scheduler, draws the consequences of tokens (stop, length),
 watches deadlines and reports load. Effects of one event come in the order: what is refused, the
-next steps (so that the device is never idle while tokens travel), tokens, the load report.
+next steps (so that the device is never idle while tokens travel), tokens, what the prefix cache
+gained and lost, its whole content for who asked, the load report.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from headrace.core.scheduler.events import (
     Abort,
     Emit,
     Execute,
+    KvChanged,
+    KvSnapshot,
     Output,
     Reject,
     ReportLoad,
+    SnapshotWanted,
     StepDone,
     StepFailed,
     Submit,
@@ -28,13 +32,14 @@ from headrace.core.scheduler.scheduler import Scheduler
 from headrace.core.scheduler.sequence import Sequence, Status
 from headrace.errors import InvariantBroken, Overloaded
 from headrace.machine import Tick
-from headrace.types import FinishReason, SequenceId
+from headrace.types import EngineTiming, FinishReason, SequenceId
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.core.scheduler.intake import EngineSpec
     from headrace.core.scheduler.plan import StepResult
+    from headrace.core.scheduler.sequence import Beginning
     from headrace.core.scheduler.step import Step
     from headrace.types import Request, RequestId, Seconds, TokenId, TokenLogprobs
 
@@ -54,32 +59,32 @@ class EngineCore:
         self._num_sequences = 0
         self._next_report: Seconds | None = None  # None while idle
         self._outputs: list[Output] = []  # of the event at hand
+        self._num_changes = 0  # of the prefix cache, told
 
     def handle(self, event: EngineEvent, now: Seconds) -> list[EngineEffect]:
         """Take one event; return what should be done, in order."""
         effects: list[EngineEffect] = []
         match event:
             case StepDone(step_id, result):
-                self._step_done(self.scheduler.land(step_id), result)
+                self._step_done(self.scheduler.land(step_id), result, now)
             case Submit(request):
-                effects.extend(self._submit(request))
+                effects.extend(self._submit(request, now))
             case Abort(request_id):
-                if sequence := self._live.get(request_id):
-                    self._end(sequence, FinishReason.ABORT)
+                self._abort(request_id)
             case StepFailed(step_id, reason):
                 self._step_failed(self.scheduler.land(step_id, failed=True), reason)
-            case Tick():
+            case Tick() | SnapshotWanted():
                 pass
             case _:
                 assert_never(event)
         self._expire(now)
-        while plan := self.scheduler.schedule():
-            effects.append(Execute(plan))
+        self._plan(effects, now)
         if self._live and not self.scheduler.in_flight:
             raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
         if self._outputs:
             effects.append(Emit(tuple(self._outputs)))
             self._outputs.clear()
+        self._tell_cache(effects, event)
         effects.extend(self._report(now))
         return effects
 
@@ -98,7 +103,13 @@ class EngineCore:
         if queued != self._live.keys():
             raise InvariantBroken(f"queued {sorted(queued)} != live {sorted(self._live)}")
 
-    def _submit(self, request: Request) -> list[Reject]:
+    def _plan(self, effects: list[EngineEffect], now: Seconds) -> None:
+        while plan := self.scheduler.schedule():
+            if plan.starts:
+                _note_starts(self.scheduler.in_flight[-1], now)
+            effects.append(Execute(plan))
+
+    def _submit(self, request: Request, now: Seconds) -> list[Reject]:
         if request.id in self._live:  # M6: the same message twice
             return []
         if refusal := self._intake.refusal(request):
@@ -106,7 +117,7 @@ class EngineCore:
         if len(self.scheduler.waiting) >= self._config.max_num_waiting:
             reason = f"{self._config.max_num_waiting} requests are waiting; try again later"
             return [Reject(request.id, Overloaded.code, reason)]
-        sequence = self._intake.sequence(request, SequenceId(self._num_sequences))
+        sequence = self._intake.sequence(request, SequenceId(self._num_sequences), now)
         self._num_sequences += 1
         self._live[request.id] = sequence
         self.scheduler.add(sequence)
@@ -114,11 +125,16 @@ class EngineCore:
             heappush(self._deadlines, (request.deadline, sequence.id, sequence))
         return []
 
-    def _step_done(self, step: Step, result: StepResult) -> None:
+    def _abort(self, request_id: RequestId) -> None:
+        if sequence := self._live.get(request_id):
+            self._end(sequence, FinishReason.ABORT)
+
+    def _step_done(self, step: Step, result: StepResult, now: Seconds) -> None:
         self._counters.step_seconds += result.seconds
         logprobs = dict(result.logprobs)
         failures = dict(result.failures)
         block_size = self.scheduler.kv.block_size
+        num_accepted = 0
         for index, (sequence, row) in enumerate(zip(step.sequences, step.rows, strict=True)):
             if sequence.status is Status.ENDED:
                 self._counters.discarded_tokens += row.samples
@@ -133,27 +149,32 @@ class EngineCore:
             if token is None:
                 self._end(sequence, FinishReason.ERROR, failures.get(index, "no token was drawn"))
             else:
-                self._accept(sequence, token, logprobs.get(index))
+                num_accepted += 1
+                self._accept(sequence, token, logprobs.get(index), now)
+        self._counters.output_tokens += num_accepted
 
     def _step_failed(self, step: Step, reason: str) -> None:
         for sequence in step.sequences:
             if sequence.status is not Status.ENDED:
                 self._end(sequence, FinishReason.ERROR, reason)
 
-    def _accept(self, sequence: Sequence, token: TokenId, logprobs: TokenLogprobs | None) -> None:
+    def _accept(
+        self, sequence: Sequence, token: TokenId, logprobs: TokenLogprobs | None, now: Seconds
+    ) -> None:
         """Append a token; end the sequence if it was its last."""
         request = sequence.request
         finish: FinishReason | None = None
         if token in request.stop_token_ids and sequence.num_output >= request.min_tokens:
             finish = FinishReason.STOP
         sequence.tokens.append(token)
-        self._counters.output_tokens += 1
         if finish is None and len(sequence.tokens) >= sequence.max_tokens:
             finish = FinishReason.LENGTH
         cached = sequence.cached_tokens or 0
-        self._outputs.append(
-            Output(request.id, (token,), finish, cached, (logprobs,) if logprobs else ())
-        )
+        output = Output(request.id, (token,), finish, cached, (logprobs,) if logprobs else ())
+        if sequence.beginning is not None:
+            output = output._replace(timing=_timing(sequence.beginning, now))
+            sequence.beginning = None
+        self._outputs.append(output)
         if finish is not None:
             self._forget(sequence)
 
@@ -180,6 +201,14 @@ class EngineCore:
                     return
                 self._end(sequence, FinishReason.DEADLINE)
             heappop(deadlines)
+
+    def _tell_cache(self, effects: list[EngineEffect], event: EngineEvent) -> None:
+        index = self.scheduler.kv.index
+        if changes := index.take_changes():
+            self._num_changes += 1
+            effects.append(KvChanged(self._num_changes, changes.stored, changes.removed))
+        if isinstance(event, SnapshotWanted):
+            effects.append(KvSnapshot(event.to, self._num_changes, index.keys()))
 
     def _report(self, now: Seconds) -> list[ReportLoad]:
         """Report every ``report_period`` while there is work, and once when there is none."""
@@ -209,7 +238,23 @@ class EngineCore:
             discarded_tokens_total=counters.discarded_tokens,
             preemptions_total=counters.preemptions,
             step_seconds_total=counters.step_seconds,
+            computed_tokens_total=counters.computed_tokens,
         )
+
+
+def _note_starts(step: Step, now: Seconds) -> None:
+    for sequence in step.sequences:
+        if sequence.beginning is not None and sequence.beginning.started is None:
+            sequence.beginning.started = now
+
+
+def _timing(beginning: Beginning, now: Seconds) -> EngineTiming:
+    """Return how a sequence came to the token that it got ``now``."""
+    if beginning.started is None:
+        raise InvariantBroken("a token for a sequence that was in no step")
+    waited = beginning.started - beginning.arrived
+    prefill = now - beginning.started
+    return EngineTiming(waited, prefill, beginning.chunks, beginning.preemptions)
 
 
 def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:

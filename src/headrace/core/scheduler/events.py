@@ -10,7 +10,7 @@ from headrace.types import Output, ReportLoad
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.plan import StepPlan, StepResult
-    from headrace.types import Request, RequestId, StepId
+    from headrace.types import BlockKey, Request, RequestId, StepId
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,14 @@ class StepFailed:
     reason: str
 
 
-EngineEvent: TypeAlias = Submit | Abort | StepDone | StepFailed | Tick
+@dataclass(frozen=True, slots=True)
+class SnapshotWanted:
+    """Somebody (``to`` is the shell's name for it) missed changes of the prefix cache."""
+
+    to: str
+
+
+EngineEvent: TypeAlias = Submit | Abort | StepDone | StepFailed | SnapshotWanted | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +76,43 @@ class Reject:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class KvChanged:
+    """What the prefix cache gained and lost since the last one.
+
+    ``number`` counts these effects from 1 without a gap: whoever misses one asks for a snapshot.
+    No key is in both tuples: what came and went again within one event is in neither.
+    """
+
+    number: int
+    stored: tuple[BlockKey, ...]
+    removed: tuple[BlockKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvSnapshot:
+    """All content of the prefix cache, after change ``number``."""
+
+    to: str
+    number: int
+    keys: tuple[BlockKey, ...]
+
+
 __all__ = [
     "Abort",
     "Emit",
     "EngineEffect",
     "EngineEvent",
     "Execute",
+    "KvChanged",
+    "KvSnapshot",
     "Output",
     "Reject",
     "ReportLoad",
+    "SnapshotWanted",
     "StepDone",
     "StepFailed",
     "Submit",
 ]
 
-EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad
+EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad | KvChanged | KvSnapshot

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 from headrace.core.kvcache.chain import chain_root
 from headrace.core.kvcache.table import BlockTable
 from headrace.core.scheduler.events import Reject
-from headrace.core.scheduler.sequence import Sequence
+from headrace.core.scheduler.sequence import Beginning, Sequence
 from headrace.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from headrace.types import Request, SequenceId, Tokens
+    from headrace.types import Request, Seconds, SequenceId, Tokens
 
 
 class EngineSpec(Protocol):
@@ -73,8 +73,8 @@ class Intake:
             return Reject(request.id, InvalidRequest.code, reason)
         return None
 
-    def sequence(self, request: Request, sequence_id: SequenceId) -> Sequence:
-        """Return a new sequence for a request that was not refused."""
+    def sequence(self, request: Request, sequence_id: SequenceId, now: Seconds) -> Sequence:
+        """Return a new sequence for a request that came ``now`` and was not refused."""
         tokens = list(request.prompt)
         block_size = self.spec.block_size
         table = BlockTable(tokens, block_size, root=request.chain_root)
@@ -85,7 +85,12 @@ class Intake:
             table.root = chain_root(salt=b"", model_identity=identity, block_size=block_size)
         max_tokens = min(len(tokens) + request.max_tokens, self.max_context)
         return Sequence(
-            id=sequence_id, request=request, tokens=tokens, table=table, max_tokens=max_tokens
+            id=sequence_id,
+            request=request,
+            tokens=tokens,
+            table=table,
+            max_tokens=max_tokens,
+            beginning=Beginning(now),
         )
 
     def _too_long(self, length: Tokens) -> str:

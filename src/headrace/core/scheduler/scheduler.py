@@ -103,6 +103,8 @@ class Scheduler:
         self.kv.step_done(step_id)
         if failed:  # the executor may not have come to them
             self._ends = [*step.ends, *self._ends]
+        else:
+            self._counters.computed_tokens += step.num_prefill
         return step
 
     def num_waiting_tokens(self) -> Tokens:
@@ -198,6 +200,9 @@ class Scheduler:
         step.rows.append(Row(sequence.id, start, tokens, table.blocks, samples))
         step.sequences.append(sequence)
         step.budget -= end - start
+        step.num_prefill += end - start
+        if sequence.beginning is not None:
+            sequence.beginning.chunks += 1
         sequence.num_computed = end
         sequence.num_unseen += samples
         sequence.last_step = step.id
@@ -258,6 +263,8 @@ class Scheduler:
         self._leave(sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = 0
+        if sequence.beginning is not None:
+            sequence.beginning.preemptions += 1
         insort(self.waiting, sequence, key=_by_arrival)
         self._counters.preemptions += 1
 

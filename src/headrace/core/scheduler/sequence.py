@@ -10,7 +10,7 @@ from headrace.core.scheduler.plan import SequenceStart
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
-    from headrace.types import Request, SequenceId, StepId, TokenId, Tokens
+    from headrace.types import Request, Seconds, SequenceId, StepId, TokenId, Tokens
 
 
 class Status(Enum):
@@ -19,6 +19,16 @@ class Status(Enum):
     WAITING = "waiting"  # holds no blocks; the executor does not know it
     RUNNING = "running"
     ENDED = "ended"  # its last Output is out; rows still in flight are discarded
+
+
+@dataclass(slots=True)
+class Beginning:
+    """How a sequence comes to its first token; see ``types.EngineTiming``."""
+
+    arrived: Seconds
+    started: Seconds | None = None  # None until first scheduled
+    chunks: int = 0
+    preemptions: int = 0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -40,6 +50,7 @@ class Sequence:
     tokens: list[TokenId]
     table: BlockTable
     max_tokens: Tokens  # of prompt and output together
+    beginning: Beginning | None  # None after the first token
     status: Status = Status.WAITING
     num_computed: Tokens = 0
     num_unseen: Tokens = 0

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """``sequences[i]`` is whose ``rows[i]`` is; ``budget`` counts the tokens that may be added."""
+    """``sequences[i]`` is whose ``rows[i]`` is; ``budget`` counts the tokens that may be added.
+
+    ``num_prefill`` of its tokens are those of chunks.
+    """
 
     id: StepId
     budget: Tokens
+    num_prefill: Tokens = 0
     sequences: list[Sequence] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)

@@ -7,22 +7,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from headrace.clock import unix_time
-from headrace.core.router.machine import Router, RouterLimits
+from headrace.clock import unix_time, wall_time
+from headrace.core.balancer.registry import build_policy
+from headrace.core.router.events import Drain
+from headrace.core.router.limits import RouterLimits
+from headrace.core.router.machine import Router
+from headrace.monitoring.engine_figures import EngineFigures
+from headrace.monitoring.journal import Journal
+from headrace.monitoring.records import Records
+from headrace.server.gateway.book import Book
 from headrace.server.gateway.completions import Bounds, Completions
+from headrace.server.gateway.decisions import Decisions
 from headrace.server.gateway.endpoints import MODELS_PATH, ModelEndpoints, StateEndpoints
 from headrace.server.gateway.figures import Figures
 from headrace.server.gateway.front import Front, Tasks
 from headrace.server.gateway.http.listener import Listener
+from headrace.server.gateway.members import Membership
 from headrace.server.gateway.model import ServedModel
+from headrace.server.gateway.pool import Pool
 from headrace.server.gateway.prompting import Prompter, Threads
 from headrace.server.gateway.replicas import Replicas
-from headrace.server.gateway.routes import Keys, Route, RouteTable
+from headrace.server.gateway.routes import Route, RouteTable
+from headrace.server.gateway.scrape import Scrape
+from headrace.server.gateway.state import Questions
 from headrace.server.gateway.traffic import Traffic
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine
     from concurrent.futures import Executor
 
     from headrace.clock import Clock
@@ -31,7 +43,9 @@ if TYPE_CHECKING:
     from headrace.server.gateway.config import GatewayConfig
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest
-    from headrace.types import Seconds
+    from headrace.server.gateway.members import KeptLink
+    from headrace.server.keys import Keys
+    from headrace.types import ReplicaId, Seconds
 
 _SECRET_BYTES = 32
 _FLUSH_SECONDS = 2.0  # after a drain, for last bytes to leave
@@ -41,15 +55,21 @@ AsyncEndpoint: TypeAlias = "Callable[[HttpRequest, Exchange], Coroutine[None, No
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What a gateway takes from outside. ``random_bits(k)`` is like secrets.randbits."""
+    """What a gateway takes from outside. ``random_bits(k)`` is like secrets.randbits.
+
+    Without a ``journal`` it keeps its own in memory; without a ``cache_secret`` it draws one.
+    """
 
     clock: Clock
     random_bits: Callable[[int], int]
     registry: Registry
+    name: str = "gateway"
+    journal: Journal | None = None
+    cache_secret: bytes = b""
 
     @property
     def figures(self) -> Figures:
-        """What the gateway counts."""
+        """A new keeper of what the gateway counts."""
         return Figures(self.registry)
 
 
@@ -61,15 +81,23 @@ class Gateway:
         *,
         listener: Listener,
         traffic: Traffic,
+        questions: Questions[Pool],
         tasks: Tasks,
         pool: Executor,
         ended: asyncio.Future[None],
     ) -> None:
         self.listener = listener
         self.traffic = traffic
+        self.questions = questions
         self._tasks = tasks
         self._pool = pool
         self._ended = ended
+
+    def membership(self, make_link: Callable[[ReplicaId, str], KeptLink]) -> Membership:
+        """Return the table of its replicas, empty; ``make_link`` gets name and address of each."""
+        return Membership(
+            make_link=make_link, traffic=self.traffic, replicas=self.questions.pool.replicas
+        )
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket; return when ``drain`` is over.
@@ -87,7 +115,7 @@ class Gateway:
     async def drain(self, limit: Seconds) -> None:
         """Take nothing new, finish what was accepted, fail the rest after ``limit`` seconds."""
         self.listener.stop_accepting()
-        self.traffic.drain(limit)
+        self.traffic.feed(Drain(limit))
         await self.traffic.drained
         await self.listener.closed(_FLUSH_SECONDS)
         if not self._ended.done():
@@ -99,16 +127,14 @@ def build_gateway(
     *,
     text: TextModel,
     names: tuple[str, ...],
-    api_keys: Sequence[str],
+    keys: Keys,
     outside: Outside,
 ) -> Gateway:
     """Wire a gateway. To be called on the running loop.
 
-    ``names`` are what clients may call the model, the first its name in lists. Without
-    ``api_keys`` everyone may come in.
+    ``names`` are what clients may call the model, the first its name in lists.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fail(error: Exception) -> None:
         if not ended.done():
@@ -116,25 +142,50 @@ def build_gateway(
 
     router = _build_router(config)
     model = _build_model(config, text, names, outside)
+    figures = outside.figures
+    questions = _build_questions(config, router, model, figures, outside)
     traffic = Traffic(
         router,
         replicas=model.replicas,
-        registry=outside.registry,
+        decisions=questions.pool.decisions,
+        figures=questions.pool.engines,
         clock=outside.clock,
-        loop=loop,
+        loop=asyncio.get_running_loop(),
         on_fault=fail,
     )
-    pool = ThreadPoolExecutor(config.text_threads, thread_name_prefix="text")
-    threads = Threads(pool, max_waiting=config.max_in_threads)
+    workers = ThreadPoolExecutor(config.text_threads, thread_name_prefix="text")
+    tasks = Tasks()
+    routes = _build_endpoints(config, model, questions, traffic, workers, tasks, outside)
+    return Gateway(
+        listener=_build_listener(config, RouteTable(routes, keys), figures, outside),
+        traffic=traffic,
+        questions=questions,
+        tasks=tasks,
+        pool=workers,
+        ended=ended,
+    )
+
+
+def _build_endpoints(
+    config: GatewayConfig,
+    model: ServedModel,
+    questions: Questions[Pool],
+    traffic: Traffic,
+    workers: Executor,
+    tasks: Tasks,
+    outside: Outside,
+) -> tuple[Route, ...]:
+    threads = Threads(workers, max_waiting=config.max_in_threads)
     prompter = Prompter(
-        text, threads, context_length=model.context_length, inline_bytes=config.inline_bytes
+        model.text, threads, context_length=model.context_length, inline_bytes=config.inline_bytes
     )
     completions = Completions(
         model=model,
         prompter=prompter,
         threads=threads,
-        traffic=traffic,
-        figures=outside.figures,
+        generations=traffic.generations,
+        figures=questions.figures,
+        book=Book(questions.records, outside.clock),
         clock=outside.clock,
         random_bits=outside.random_bits,
         bounds=Bounds(
@@ -142,33 +193,61 @@ def build_gateway(
         ),
     )
     state = StateEndpoints(
-        router=router,
+        router=questions.pool.router,
         clock=outside.clock,
         stuck_after=config.stuck_after,
-        registry=outside.registry,
+        scrape=questions.scrape,
     )
-    tasks = Tasks()
     models = ModelEndpoints(model=model, prompter=prompter)
-    routes = RouteTable(build_routes(completions, models, state, tasks), Keys(api_keys))
-    listener = _build_listener(config, routes, outside)
-    return Gateway(listener=listener, traffic=traffic, tasks=tasks, pool=pool, ended=ended)
+    return build_routes(completions, models, state, tasks)
+
+
+def _build_questions(
+    config: GatewayConfig, router: Router, model: ServedModel, figures: Figures, outside: Outside
+) -> Questions[Pool]:
+    """What is kept for people to ask about."""
+    journal = outside.journal or Journal(unix_time=wall_time, source="router")
+    pool = Pool(
+        model=model.names[0],
+        router=router,
+        replicas=model.replicas,
+        decisions=Decisions(
+            journal=journal,
+            registry=outside.registry,
+            clock=outside.clock,
+            policy=config.policy,
+        ),
+        engines=EngineFigures(outside.registry),
+    )
+    return Questions(
+        pool=pool,
+        figures=figures,
+        records=Records(),
+        journal=journal,
+        scrape=Scrape(process=outside.name, figures=figures, pool=pool, clock=outside.clock),
+        clock=outside.clock,
+    )
 
 
 def _build_router(config: GatewayConfig) -> Router:
-    return Router(
-        RouterLimits(
-            max_waiting=config.max_waiting,
-            max_wait=config.max_wait,
-            max_outstanding=config.max_outstanding,
-        )
+    limits = RouterLimits(
+        max_waiting=config.max_waiting,
+        max_wait=config.max_wait,
+        max_outstanding=config.max_outstanding,
+        max_migrations=config.max_migrations,
+        retry_share=config.retry_share,
+        silent_after=config.silent_after,
+        stuck_after=config.stuck_after,
     )
+    return Router(limits, build_policy(config.policy))
 
 
 def _build_model(
     config: GatewayConfig, text: TextModel, names: tuple[str, ...], outside: Outside
 ) -> ServedModel:
+    secret = outside.cache_secret
     replicas = Replicas(
-        cache_secret=outside.random_bits(8 * _SECRET_BYTES).to_bytes(_SECRET_BYTES),
+        cache_secret=secret or outside.random_bits(8 * _SECRET_BYTES).to_bytes(_SECRET_BYTES),
         vocab_size=text.tokenizer.vocab_size,
     )
     return ServedModel(
@@ -181,15 +260,15 @@ def _build_model(
     )
 
 
-def _build_listener(config: GatewayConfig, routes: RouteTable, outside: Outside) -> Listener:
-    front = Front(
-        routes, figures=outside.figures, clock=outside.clock, random_bits=outside.random_bits
-    )
+def _build_listener(
+    config: GatewayConfig, routes: RouteTable, figures: Figures, outside: Outside
+) -> Listener:
+    front = Front(routes, figures=figures, clock=outside.clock, random_bits=outside.random_bits)
     return Listener(
         limits=config.http,
         clock=outside.clock,
         application=front,
-        count=outside.figures.connections,
+        count=figures.connections,
     )
 
 

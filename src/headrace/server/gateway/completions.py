@@ -15,6 +15,7 @@ from headrace.server.gateway.generation import Generation, Running
 from headrace.server.gateway.planning import Asked, Draft, build_requests
 from headrace.server.gateway.shapes import ChatShape, CompletionShape, Identity
 from headrace.server.gateway.stops import StopMatcher
+from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,20 +23,20 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.server.gateway.answers import Answer
     from headrace.server.gateway.api.requests import GenerationFields
+    from headrace.server.gateway.book import Book
     from headrace.server.gateway.figures import Figures
+    from headrace.server.gateway.generations import Generations
     from headrace.server.gateway.http.exchange import Exchange
-    from headrace.server.gateway.http.messages import HttpRequest
+    from headrace.server.gateway.http.messages import HttpRequest, ResponseContext
     from headrace.server.gateway.model import ServedModel
     from headrace.server.gateway.prompting import Prompter, Threads
     from headrace.server.gateway.shapes import Shape
-    from headrace.server.gateway.traffic import Traffic
     from headrace.types import Request, RequestId, Seconds, TokenId
 
 T = TypeVar("T")
 Groups: TypeAlias = "list[tuple[Request, ...]]"
 
 _SEED_BITS = 64
-_ID_BITS = 128
 
 _decode_chat = BodyDecoder(ChatCompletionRequest)
 _decode_completion = BodyDecoder(CompletionRequest)
@@ -56,15 +57,16 @@ class Completions:
     model: ServedModel
     prompter: Prompter
     threads: Threads
-    traffic: Traffic
+    generations: Generations
     figures: Figures
+    book: Book
     clock: Clock
     random_bits: Callable[[int], int]
     bounds: Bounds
 
     async def chat(self, request: HttpRequest, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
-        since = self.clock.now()
+        begun_at = self.clock.now()
         body = await self._decode(_decode_chat, request.body)
         name = self.model.resolve(body.model)
         if body.top_logprobs is not None and not body.logprobs:
@@ -76,44 +78,48 @@ class Completions:
             prompt_field="messages",
         )
         prompt = await self.prompter.chat(body.messages)
-        groups = self._requests(asked, [prompt], since)
+        groups = self._requests(asked, [prompt], exchange.context)
         shape = ChatShape(
             self._identity("chatcmpl", groups, name),
             logprobs=asked.logprobs is not None,
             token_bytes=self.model.token_bytes,
             include_usage=_wants_usage(body),
         )
-        self._begin(exchange, body, groups, shape, continues=False, since=since)
+        self._begin(exchange, body, groups, shape, continues=False, begun_at=begun_at)
 
     async def complete(self, request: HttpRequest, exchange: Exchange) -> None:
         """POST /v1/completions."""
-        since = self.clock.now()
+        begun_at = self.clock.now()
         body = await self._decode(_decode_completion, request.body)
         name = self.model.resolve(body.model)
         asked = Asked(
             fields=body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_field="prompt"
         )
         prompts = await self.prompter.texts(body.prompt)
-        groups = self._requests(asked, prompts, since)
+        groups = self._requests(asked, prompts, exchange.context)
         shape = CompletionShape(
             self._identity("cmpl", groups, name),
             logprobs=asked.logprobs is not None,
             token_bytes=self.model.token_bytes,
             include_usage=_wants_usage(body),
         )
-        self._begin(exchange, body, groups, shape, continues=True, since=since)
+        self._begin(exchange, body, groups, shape, continues=True, begun_at=begun_at)
 
     async def _decode(self, decoder: BodyDecoder[T], body: bytearray) -> T:
         if len(body) <= self.bounds.large_body_bytes:
             return decoder(body)
         return await self.threads.run(lambda: decoder(body))
 
-    def _requests(self, asked: Asked, prompts: list[tuple[TokenId, ...]], since: Seconds) -> Groups:
+    def _requests(
+        self, asked: Asked, prompts: list[tuple[TokenId, ...]], context: ResponseContext
+    ) -> Groups:
         timeout = self.bounds.request_timeout
         draft = Draft(
-            id=f"{self.random_bits(_ID_BITS):032x}",
+            id=context.request_id,
             seed=self.random_bits(_SEED_BITS),
-            deadline=since + min(timeout, asked.fields.timeout or timeout),
+            deadline=context.arrived_at + min(timeout, asked.fields.timeout or timeout),
+            tenant=context.principal.tenant,
+            priority=context.principal.capped(PriorityClass.STANDARD),
         )
         salt = asked.fields.cache_salt
         groups = build_requests(asked, prompts, draft, self.model.facts())
@@ -131,7 +137,7 @@ class Completions:
         shape: Shape,
         *,
         continues: bool,
-        since: Seconds,
+        begun_at: Seconds,
     ) -> None:
         running = self._running(fields, groups, continues=continues)
         answer: Answer
@@ -142,15 +148,20 @@ class Completions:
         prompt_tokens = sum(len(group[0].prompt) for group in groups)
         generation = Generation(
             running=running,
-            prompt_tokens=prompt_tokens,
+            record=self.book.open(
+                exchange.context,
+                tenant=groups[0][0].tenant,
+                begun_at=begun_at,
+                prompt_tokens=prompt_tokens,
+            ),
             answer=answer,
             figures=self.figures,
-            release=self.traffic.release,
-            since=since,
+            release=self.generations.release,
+            ended=self.book.close,
         )
-        exchange.on_gone = generation.gone
+        exchange.on_gone = lambda: generation.gone(self.clock.now())
         self.figures.accepted(len(running), prompt_tokens)
-        self.traffic.begin(generation, groups)
+        self.generations.begin(generation, groups)
 
     def _running(
         self, fields: GenerationFields, groups: Groups, *, continues: bool

@@ -28,6 +28,18 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = 256
     max_wait: Annotated[_Seconds, Meta(description="how long one may wait there")] = 30.0
     max_outstanding: Annotated[_Number, Meta(description="requests on one replica")] = 512
+    policy: Annotated[
+        str, Meta(description="balancer: predicted_ttft, least_requests, round_robin")
+    ] = "predicted_ttft"
+    max_migrations: Annotated[
+        int, Meta(ge=0, le=16, description="times a request may go on elsewhere; 0: never")
+    ] = 3
+    retry_share: Annotated[
+        float, Meta(ge=0, le=1, description="retries in proportion to requests, besides a few")
+    ] = 0.1
+    silent_after: Annotated[
+        _Seconds, Meta(description="without a heartbeat, until a replica counts as hung")
+    ] = 3.0
     request_timeout: Annotated[_Seconds, Meta(description="longest life of one request")] = 600.0
     stuck_after: Annotated[
         _Seconds, Meta(description="without a step, until a replica with work counts as stuck")

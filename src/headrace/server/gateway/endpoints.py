@@ -9,8 +9,6 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace.errors import InvalidRequest
-from headrace.monitoring.engine_figures import record_process
-from headrace.monitoring.metrics import CONTENT_TYPE
 from headrace.server.gateway.api.decoding import BodyDecoder
 from headrace.server.gateway.api.requests import DetokenizeRequest, TokenizeRequest
 from headrace.server.gateway.api.responses import Detokenized, ModelCard, ModelList, Tokenized
@@ -20,16 +18,15 @@ from headrace.server.gateway.http.messages import Response
 if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.core.router.machine import Router
-    from headrace.monitoring.metrics import Registry
     from headrace.server.gateway.health import Health
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest
     from headrace.server.gateway.model import ServedModel
     from headrace.server.gateway.prompting import Prompter
+    from headrace.server.gateway.scrape import Scrape
     from headrace.types import Seconds
 
 MODELS_PATH = "/v1/models/"
-_METRICS_TYPE = CONTENT_TYPE.encode()
 
 _decode_tokenize = BodyDecoder(TokenizeRequest)
 _decode_detokenize = BodyDecoder(DetokenizeRequest)
@@ -42,7 +39,7 @@ class StateEndpoints:
     router: Router
     clock: Clock
     stuck_after: Seconds
-    registry: Registry
+    scrape: Scrape
 
     def live(self, _request: HttpRequest, exchange: Exchange) -> None:
         """GET /live: the loop turns, or there would be no answer."""
@@ -59,12 +56,12 @@ class StateEndpoints:
 
     def metrics(self, _request: HttpRequest, exchange: Exchange) -> None:
         """GET /metrics, for Prometheus."""
-        record_process(self.registry)
-        exchange.reply(Response(200, self.registry.exposition().encode(), _METRICS_TYPE))
+        exchange.reply(self.scrape.response())
 
     def _judge(self, *, stuck_after: Seconds) -> Health:
+        router = self.router
         return judge(
-            self.router.replicas,
+            [(view, router.state(view.replica)) for view in router.replicas],
             draining=self.router.draining,
             now=self.clock.now(),
             stuck_after=stuck_after,

@@ -15,6 +15,7 @@ from headrace.errors import (
     UnsupportedMediaType,
 )
 from headrace.server.gateway.http.messages import JSON, Response, error_response
+from headrace.server.keys import Seats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,6 +44,7 @@ class Front:
         random_bits: Callable[[int], int],
     ) -> None:
         self._routes = routes
+        self._seats = Seats()
         self._figures = figures
         self._clock = clock
         self._random_bits = random_bits
@@ -56,6 +58,13 @@ class Front:
         head = request.head
         route = self._routes.find(head.path)
         assert route is not None
+        try:
+            principal = self._routes.identify(head)
+            self._seats.take(principal)
+        except RequestError as error:  # the key was revoked meanwhile, or has too much open
+            self.refused(error, exchange)
+            return
+        exchange.context.principal = principal
         self._open(exchange, route.path, head.headers.get(b"x-request-id", b""))
         if head.method == "OPTIONS":
             allow = route.allow.encode()
@@ -71,16 +80,22 @@ class Front:
         if isinstance(error, MethodNotAllowed):
             exchange.context.headers.append((b"allow", error.allow.encode()))
         if isinstance(error, AuthenticationFailed):
+            self._figures.key_refused(error.code)
             exchange.context.headers.append((b"www-authenticate", b"Bearer"))
         exchange.reply(error_response(error))
 
-    def _open(self, exchange: Exchange, route: str, request_id: bytes) -> None:
-        if _REQUEST_ID.fullmatch(request_id) is None:
-            request_id = b"%032x" % self._random_bits(_ID_BITS)
-        exchange.context.headers.append((b"x-request-id", request_id))
-        since = self._clock.now()
+    def _open(self, exchange: Exchange, route: str, client_id: bytes) -> None:
+        own_id = b"%032x" % self._random_bits(_ID_BITS)
+        if _REQUEST_ID.fullmatch(client_id) is None:
+            client_id = b""
+        context = exchange.context
+        context.headers.append((b"x-request-id", client_id or own_id))
+        context.request_id = own_id.decode()
+        context.client_request_id = client_id.decode()
+        context.arrived_at = since = self._clock.now()
 
         def count(ended: Exchange) -> None:
+            self._seats.leave(context.principal)
             seconds = self._clock.now() - since
             self._figures.answered(route, ended.status or CLIENT_LEFT, seconds)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
-from headrace.types import Request, RequestId, SamplingParams
+from headrace.server.keys import DEFAULT_TENANT
+from headrace.types import PriorityClass, Request, RequestId, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_TENANT = "default"
 _SEED_MASK = (1 << 64) - 1
+_MAX_ROOTS = 1024  # of tenants and salts in use, 32 bytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What is drawn or counted for one request."""
+    """What is drawn or counted for one request, and for whom it is (see Principal)."""
 
     id: str
     seed: int
     deadline: Seconds
+    tenant: str = DEFAULT_TENANT
+    priority: PriorityClass = PriorityClass.STANDARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +56,26 @@ class ModelFacts:
 
 
 class Chains:
-    """Names prompts' blocks, apart for each tenant and each client's ``cache_salt``."""
+    """Names prompts' blocks, apart for each tenant and each client's ``cache_salt``.
+
+    Nobody can tell by the time of an answer what another tenant has asked: its blocks have other
+    names, here and in the router's index.
+    """
 
     def __init__(self, *, secret: bytes, model_identity: str, block_size: Tokens) -> None:
         self._model_identity = model_identity
         self._block_size = block_size
-        self._salt = hmac.digest(secret, DEFAULT_TENANT.encode(), "sha256")
-        self._root = lru_cache(maxsize=256)(self._compute_root)
+        self._secret = secret
+        self._root = lru_cache(maxsize=_MAX_ROOTS)(self._compute_root)
 
     def name(self, group: tuple[Request, ...], cache_salt: str | None) -> tuple[Request, ...]:
         """Return requests of one prompt with its block digests. A client's salt adds to ours."""
-        root = self._root(cache_salt)
+        root = self._root(group[0].tenant, cache_salt)
         chain = prompt_chain(root, group[0].prompt, self._block_size)
         return tuple(replace(request, chain=chain, chain_root=root) for request in group)
 
-    def _compute_root(self, cache_salt: str | None) -> bytes:
-        salt = self._salt
+    def _compute_root(self, tenant: str, cache_salt: str | None) -> bytes:
+        salt = hmac.digest(self._secret, tenant.encode(), "sha256")
         if cache_salt is not None:
             salt = hmac.digest(salt, cache_salt.encode(), "sha256")
         return chain_root(
@@ -97,6 +104,8 @@ def build_requests(
             stop_token_ids=stop_token_ids,
             sampling=sampling,
             deadline=draft.deadline,
+            tenant=draft.tenant,
+            priority=draft.priority,
         )
         others = [
             replace(

@@ -9,17 +9,18 @@ from headrace.server.gateway.planning import Chains
 
 if TYPE_CHECKING:
     from headrace.server.links import ReplicaDescription, ReplicaLink
-    from headrace.types import ReplicaId, Request, RequestId, Tokens
+    from headrace.types import ReplicaId, Request, RequestId, Seconds, Tokens
 
 
 class Replicas:
     """All serve one model: a replica with another one is not used.
 
     ``max_model_len`` is the longest prompt and output that every ready replica takes, None while
-    none is ready.
+    none is ready. ``draining`` says which members drain (ready or not) and for how long.
     """
 
     def __init__(self, *, cache_secret: bytes, vocab_size: int) -> None:
+        self.draining: dict[ReplicaId, Seconds] = {}
         self._cache_secret = cache_secret
         self._vocab_size = vocab_size
         self._links: dict[ReplicaId, ReplicaLink] = {}
@@ -51,10 +52,15 @@ class Replicas:
         self._descriptions[link.replica] = description
         return None
 
-    def remove(self, replica: ReplicaId) -> None:
-        """Forget a replica."""
-        self._links.pop(replica, None)
+    def remove(self, replica: ReplicaId) -> bool:
+        """Forget a replica; return whether it was there."""
         self._descriptions.pop(replica, None)
+        return self._links.pop(replica, None) is not None
+
+    def pid(self, replica: ReplicaId) -> int:
+        """Return the process of a replica, 0 while it is not ready."""
+        description = self._descriptions.get(replica)
+        return 0 if description is None else description.pid
 
     def name_blocks(
         self, group: tuple[Request, ...], cache_salt: str | None
@@ -83,3 +89,9 @@ class Replicas:
         link = self._links.get(replica)
         if link is not None:
             link.abort(request_id)
+
+    def want_snapshot(self, replica: ReplicaId) -> None:
+        """Ask a replica for all of its prefix cache, if it is still there."""
+        link = self._links.get(replica)
+        if link is not None:
+            link.want_snapshot()

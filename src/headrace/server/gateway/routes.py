@@ -6,18 +6,20 @@ known whether the client may ask at all.
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from headrace.errors import AuthenticationFailed, MethodNotAllowed, RequestError, RouteNotFound
+from headrace.errors import MethodNotAllowed, RequestError, RouteNotFound
+from headrace.server.keys import ANYBODY, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
+    from headrace.server.keys import Principal
+
+__all__ = ["Keys", "Route", "RouteTable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,6 @@ class Route:
     def allow(self) -> str:
         """Methods that are answered, as in the Allow header field."""
         return "GET, HEAD, OPTIONS" if self.method == "GET" else f"{self.method}, OPTIONS"
-
-
-class Keys:
-    """API keys, kept as digests and compared in constant time. No keys: everyone may come in."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
-
-    def accept(self, head: RequestHead) -> bool:
-        """Whether the request has a key, as ``Authorization: Bearer`` or ``x-api-key``."""
-        if not self._digests:
-            return True
-        scheme, _, key = head.headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            key = head.headers.get(b"x-api-key", b"")
-        given = sha256(key.strip()).digest()
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # always all
-        return any(matches)
 
 
 class RouteTable:
@@ -69,17 +53,24 @@ class RouteTable:
             return route
         return next((each for each in self._prefixes if path.startswith(each.path)), None)
 
+    def identify(self, head: RequestHead) -> Principal:
+        """Return who asks; public routes do not care. Raises RequestError."""
+        route = self.find(head.path)
+        if route is not None and route.public:
+            return ANYBODY
+        return self._keys.identify(head)
+
     def refuse(self, head: RequestHead) -> RequestError | None:
         """Return why a request may not be served, or None."""
+        try:
+            self.identify(head)
+        except RequestError as error:
+            return error
         route = self.find(head.path)
-        if (route is None or not route.public) and not self._keys.accept(head):
-            return AuthenticationFailed(
-                "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
-            )
         if route is None:
             return RouteNotFound(f"there is nothing at {head.path[:200]}")
         if head.method not in route.allow.split(", "):
-            error = MethodNotAllowed(f"{route.path} takes {route.allow}, not {head.method}")
-            error.allow = route.allow
-            return error
+            refusal = MethodNotAllowed(f"{route.path} takes {route.allow}, not {head.method}")
+            refusal.allow = route.allow
+            return refusal
         return None

@@ -1,115 +1,120 @@
-"""Generations under way and the replicas that work on them: the shell round the Router.
+"""The shell round the Router: links report here, and its decisions are carried out.
 
-Links report here (LinkEvents); the Router decides; its effects are carried out on links and
-generations. Everything happens on the event loop.
+Links report (LinkEvents); the Router decides; its effects go to links, to the generations of
+clients and to the books. Everything happens on the event loop.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
+from headrace.core.balancer.policy import ReplicaFacts
 from headrace.core.router.events import (
     CancelAt,
-    ClientGone,
     Deliver,
     Dispatch,
-    Drain,
     Drained,
+    DrainReplica,
     Fail,
+    GoOn,
+    KvListed,
+    KvReported,
     LoadReported,
     Outputs,
-    RejectedByReplica,
+    PolicyFailed,
+    ReplicaBeat,
+    ReplicaEmptied,
+    ReplicaJudged,
     ReplicaLost,
     ReplicaReady,
-    RequestArrived,
     RouterEvent,
+    WantSnapshot,
 )
-from headrace.errors import (
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    EngineFault,
-    InvalidRequest,
-    NotReady,
-    Overloaded,
-    RequestError,
-)
-from headrace.errors import ReplicaLost as ReplicaLostError
-from headrace.monitoring import table
-from headrace.monitoring.engine_figures import forget_replica, record_load
 from headrace.monitoring.logging import event as log_event
 from headrace.server.driver import AsyncioDriver
+from headrace.server.gateway.generations import Generations
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.clock import Clock
-    from headrace.core.router.events import RouterEffect
+    from headrace.core.router.events import AttemptFailed, RouterEffect
     from headrace.core.router.machine import Router
-    from headrace.core.scheduler.events import Output, ReportLoad
-    from headrace.monitoring.metrics import Registry
-    from headrace.server.gateway.generation import Generation
-    from headrace.server.gateway.replicas import Replicas
-    from headrace.server.links import ReplicaDescription, ReplicaLink
-    from headrace.types import ReplicaId, Request, RequestId, Seconds
+    from headrace.monitoring.engine_figures import EngineFigures
+    from headrace.server.gateway.decisions import Decision, Decisions
+    from headrace.server.links import ReplicaDescription, ReplicaLink, ReplicaProcess
+    from headrace.types import (
+        BlockKey,
+        Output,
+        ReplicaId,
+        ReportLoad,
+        Request,
+        RequestId,
+        Seconds,
+    )
 
 _LOG = logging.getLogger(__name__)
 
-_ERRORS: dict[str, type[RequestError]] = {
-    error.code: error
-    for error in (
-        InvalidRequest,
-        ContextLengthExceeded,
-        EngineFault,
-        ReplicaLostError,
-        Overloaded,
-        NotReady,
-        DeadlineExceeded,
-    )
-}
+
+class Links(Protocol):
+    """The links to replicas. ``Replicas`` is one, and foreign/pools.py has another."""
+
+    @property
+    def draining(self) -> Mapping[ReplicaId, Seconds]:
+        """For how long the members that drain may do so, ready or not."""
+        ...
+
+    def add(self, link: ReplicaLink, description: ReplicaDescription) -> str | None:
+        """Take a replica in, or return why not."""
+        ...
+
+    def remove(self, replica: ReplicaId) -> bool:
+        """Forget a replica; return whether it was there."""
+        ...
+
+    def submit(self, replica: ReplicaId, request: Request) -> None:
+        """Send an attempt, if the replica is still there."""
+        ...
+
+    def abort(self, replica: ReplicaId, request_id: RequestId) -> None:
+        """Give an attempt up, if the replica is still there."""
+        ...
+
+    def want_snapshot(self, replica: ReplicaId) -> None:
+        """Ask for all of its prefix cache, if it is still there."""
+        ...
 
 
 class Traffic:
-    """Implements LinkEvents. ``drained`` is set when the Router says so."""
+    """Implements LinkEvents.
+
+    ``drained`` is set when the Router says so; ``on_emptied`` is called when a draining replica
+    has none of our requests left.
+    """
 
     def __init__(
         self,
         router: Router,
         *,
-        replicas: Replicas,
-        registry: Registry,
+        replicas: Links,
+        decisions: Decisions,
+        figures: EngineFigures,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
         on_fault: Callable[[Exception], None],
     ) -> None:
         self.drained: asyncio.Future[None] = loop.create_future()
+        self.on_emptied: Callable[[ReplicaId], None] = _ignore
         self._replicas = replicas
-        self._registry = registry
-        self._clock = clock
-        self._generations: dict[RequestId, Generation] = {}
+        self._decisions = decisions
+        self._figures = figures
         self._driver: AsyncioDriver[RouterEvent, RouterEffect] = AsyncioDriver(
             router, perform=self._perform, clock=clock, loop=loop, on_fault=on_fault
         )
-
-    def begin(self, generation: Generation, groups: Sequence[tuple[Request, ...]]) -> None:
-        """Ask the Router for a place for each group; answers come to the generation."""
-        for group in groups:
-            for request in group:
-                self._generations[request.id] = generation
-        for group in groups:
-            self._driver.feed(RequestArrived(group))
-
-    def release(self, request_ids: tuple[RequestId, ...], *, unwanted: bool) -> None:
-        """Forget requests that are over; if ``unwanted``, engines are told."""
-        for request_id in request_ids:
-            del self._generations[request_id]
-        if unwanted:
-            self._driver.feed(ClientGone(request_ids))
-
-    def drain(self, limit: Seconds) -> None:
-        """Take nothing new; fail what is left after ``limit`` seconds."""
-        self._driver.feed(Drain(limit))
+        self.feed: Callable[[RouterEvent], None] = self._driver.feed
+        self.generations = Generations(self.feed, clock)
 
     def close(self) -> None:
         """Decide nothing more."""
@@ -117,70 +122,108 @@ class Traffic:
 
     def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
         """See LinkEvents."""
+        replica = link.replica
         refusal = self._replicas.add(link, description)
         if refusal is not None:
-            log_event(
-                _LOG, logging.ERROR, "replica is not used", replica=link.replica, reason=refusal
-            )
+            log_event(_LOG, logging.ERROR, "replica is not used", replica=replica, reason=refusal)
             return
-        self._registry.put(table.REPLICA_READY, link.replica, value=1)
-        self._driver.feed(ReplicaReady(link.replica))
+        self._figures.ready(replica)
+        self.feed(ReplicaReady(replica, _facts(description)))
+        limit = self._replicas.draining.get(replica)
+        if limit is not None:
+            self.feed(DrainReplica(replica, limit))
 
     def replica_lost(self, replica: ReplicaId, reason: str) -> None:
-        """See LinkEvents."""
-        self._replicas.remove(replica)
-        self._registry.put(table.REPLICA_READY, replica, value=0)
-        self._registry.add(table.REPLICA_LOSSES, replica)
-        forget_replica(self._registry, replica)
-        self._driver.feed(ReplicaLost(replica, reason))
+        """See LinkEvents. Said twice, it counts once."""
+        if self._replicas.remove(replica):
+            self._figures.lost(replica)
+            self.feed(ReplicaLost(replica, reason))
+
+    def dismiss(self, replica: ReplicaId) -> None:
+        """A replica is gone for good: its streams go on elsewhere, whether or not it answers."""
+        if not self._replicas.remove(replica):
+            self._decisions.forget(replica)
+            return
+        self._decisions.dismiss(replica)
+        self._figures.gone(replica)
+        self.feed(ReplicaLost(replica, "it is no member any more"))
 
     def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
         """See LinkEvents."""
-        self._driver.feed(Outputs(replica, tuple(outputs)))
+        self.feed(Outputs(replica, tuple(outputs)))
 
-    def rejected(self, replica: ReplicaId, request_id: RequestId, code: str, reason: str) -> None:
+    def failed(self, failure: AttemptFailed) -> None:
         """See LinkEvents."""
-        self._driver.feed(RejectedByReplica(replica, request_id, code, reason))
+        self.feed(failure)
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         """See LinkEvents."""
-        record_load(self._registry, replica, report)
-        self._driver.feed(LoadReported(replica, report))
+        self._figures.load(replica, report)
+        self.feed(LoadReported(replica, report))
+
+    def beat(self, replica: ReplicaId, process: ReplicaProcess) -> None:
+        """See LinkEvents."""
+        self._figures.process(
+            replica,
+            resident_bytes=process.resident_bytes,
+            open_fds=process.open_fds,
+            cpu_seconds=process.cpu_seconds,
+        )
+        self.feed(ReplicaBeat(replica))
+
+    def kv_changed(
+        self,
+        replica: ReplicaId,
+        number: int,
+        stored: tuple[BlockKey, ...],
+        removed: tuple[BlockKey, ...],
+    ) -> None:
+        """See LinkEvents."""
+        self._figures.kv_changed(replica)
+        self.feed(KvReported(replica, number, stored, removed))
+
+    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+        """See LinkEvents."""
+        self.feed(KvListed(replica, number, keys))
 
     def _perform(self, effect: RouterEffect) -> None:
+        if isinstance(effect, Deliver):
+            self.generations.deliver(effect.outputs)
+            return
+        self._decisions.note(effect)
+        self._carry_out(effect)
+
+    def _carry_out(self, effect: Decision) -> None:
         match effect:
-            case Deliver(outputs):
-                self._deliver(outputs)
             case Dispatch(replica, request):
+                self.generations.place(effect, self._decisions.policy)
                 self._replicas.submit(replica, request)
             case CancelAt(replica, request_id):
                 self._replicas.abort(replica, request_id)
-            case Fail(request_id, code, reason, retry_after):
-                generation = self._generations.get(request_id)
-                if generation is not None:
-                    error = _ERRORS.get(code, EngineFault)
-                    generation.fail(error(reason, retry_after=retry_after))
+            case GoOn():
+                self.generations.move(effect)
+            case Fail():
+                self.generations.fail(effect)
+            case ReplicaEmptied(replica):
+                self.on_emptied(replica)
+            case WantSnapshot(replica):
+                self._replicas.want_snapshot(replica)
             case Drained():
                 self.drained.set_result(None)
+            case ReplicaJudged() | PolicyFailed():
+                pass  # noting them is all
             case _:
                 assert_never(effect)
 
-    def _deliver(self, outputs: tuple[Output, ...]) -> None:
-        """Push all tokens of a step, then send: one write for each client."""
-        now = self._clock.now()
-        touched = []
-        for output in outputs:
-            generation = self._generations.get(output.request_id)
-            if generation is not None:
-                touched.append(generation)
-                self._push(generation, output, now)
-        for generation in touched:
-            generation.flush()
 
-    def _push(self, generation: Generation, output: Output, now: Seconds) -> None:
-        """Push, and keep what goes wrong with one request from the others."""
-        try:
-            generation.push(output, now)
-        except Exception:
-            _LOG.exception("request %s failed", output.request_id)
-            generation.fail(RequestError("internal error"))
+def _ignore(_replica: ReplicaId) -> None:
+    """Nobody wants to know."""
+
+
+def _facts(description: ReplicaDescription) -> ReplicaFacts:
+    return ReplicaFacts(
+        block_size=description.block_size,
+        num_blocks=description.num_blocks,
+        max_num_seqs=description.max_num_seqs,
+        max_num_batched_tokens=description.max_num_batched_tokens,
+    )

@@ -13,37 +13,47 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.errors import ProtocolError
-from headrace.messages import Load, Logprobs, SubmitRequest, TokenRow, Welcome
-from headrace.server.links import ReplicaDescription
-from headrace.types import Output, ReplicaId, ReportLoad, Request, RequestId, TokenLogprobs
+from headrace.messages import Beat, Load, Logprobs, SubmitRequest, Timing, TokenRow, Welcome
+from headrace.server.links import ReplicaDescription, ReplicaProcess
+from headrace.types import (
+    BlockKey,
+    EngineTiming,
+    Output,
+    ReplicaId,
+    ReportLoad,
+    Request,
+    RequestId,
+    TokenLogprobs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from headrace.types import Seconds, TokenId
 
-_U32 = "I"
-_U32_BYTES = 4
-assert array(_U32).itemsize == _U32_BYTES
+_U32, _U64 = "I", "Q"
+assert array(_U32).itemsize == 4
+assert array(_U64).itemsize == 8
 
 
 def pack_tokens(tokens: Iterable[TokenId]) -> bytes:
     """Return token ids as u32, little-endian."""
-    packed = array(_U32, tokens)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+    return _pack(array(_U32, tokens))
 
 
 def unpack_tokens(packed: bytes) -> tuple[TokenId, ...]:
     """Return the token ids of ``pack_tokens``."""
-    if len(packed) % _U32_BYTES:
-        raise ProtocolError(f"packed tokens of {len(packed)} bytes, not a multiple of {_U32_BYTES}")
-    tokens = array(_U32)
-    tokens.frombytes(packed)
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    return tuple(tokens)
+    return tuple(_unpack(_U32, packed, "tokens"))
+
+
+def pack_keys(keys: Iterable[BlockKey]) -> bytes:
+    """Return block keys as u64, little-endian."""
+    return _pack(array(_U64, keys))
+
+
+def unpack_keys(packed: bytes) -> tuple[BlockKey, ...]:
+    """Return the block keys of ``pack_keys``."""
+    return tuple(map(BlockKey, _unpack(_U64, packed, "block keys")))
 
 
 def submit_message(request: Request, *, stream: int, now: Seconds) -> SubmitRequest:
@@ -86,8 +96,9 @@ def request_of(message: SubmitRequest, *, now: Seconds) -> Request:
 def row_message(output: Output, *, stream: int) -> TokenRow:
     """Return the row that carries all of ``output``."""
     logprobs = tuple(Logprobs(entry.token, entry.logprob, entry.top) for entry in output.logprobs)
+    timing = None if output.timing is None else Timing(*output.timing)
     return TokenRow(
-        stream, output.tokens, output.finish, output.cached_tokens, logprobs, output.reason
+        stream, output.tokens, output.finish, output.cached_tokens, logprobs, output.reason, timing
     )
 
 
@@ -102,6 +113,7 @@ def output_of(row: TokenRow, *, request_id: RequestId) -> Output:
             TokenLogprobs(entry.token, entry.logprob, entry.top) for entry in row.logprobs
         ),
         reason=row.reason,
+        timing=None if row.timing is None else EngineTiming(*msgspec.structs.astuple(row.timing)),
     )
 
 
@@ -124,3 +136,31 @@ def load_message(report: ReportLoad) -> Load:
 def report_of(message: Load) -> ReportLoad:
     """Return the report of a message."""
     return ReportLoad(**msgspec.structs.asdict(message))
+
+
+def beat_message(process: ReplicaProcess) -> Beat:
+    """Return the message that carries ``process``."""
+    return msgspec.convert(process, Beat, from_attributes=True)
+
+
+def process_of(message: Beat) -> ReplicaProcess:
+    """Return what a heartbeat tells of its process."""
+    return ReplicaProcess(**msgspec.structs.asdict(message))
+
+
+def _pack(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _unpack(kind: str, packed: bytes, what: str) -> array[int]:
+    numbers = array(kind)
+    if len(packed) % numbers.itemsize:
+        raise ProtocolError(
+            f"packed {what} of {len(packed)} bytes, not a multiple of {numbers.itemsize}"
+        )
+    numbers.frombytes(packed)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers

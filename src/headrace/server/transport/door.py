@@ -33,7 +33,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 def objection(request: Request, *, vocab_size: int) -> str | None:
     """Return what is wrong with ``request``, in words for its sender, or None."""
-    if request.min_tokens > request.max_tokens:
+    if request.min_tokens > request.max_tokens + request.num_prior:
         return f"min_tokens {request.min_tokens} is above max_tokens {request.max_tokens}"
     if request.deadline is not None and not math.isfinite(request.deadline):
         return "the deadline is not a number"

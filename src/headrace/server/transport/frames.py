@@ -43,6 +43,9 @@ class ConnectionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     greeting_seconds: Annotated[
         float, Meta(gt=0, le=600, description="time for a peer's first frame")
     ] = 5.0
+    beat_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="between two heartbeats of an engine")
+    ] = 0.5
     connect_seconds: Annotated[float, Meta(gt=0, le=600, description="time to connect")] = 1.0
     retry_min_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause after a first failed connect")

@@ -7,13 +7,17 @@ goes away it reports that and tries again, so that a restarted engine comes back
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, assert_never
 
-from headrace.errors import ProtocolError
+from headrace.core.router.events import AttemptFailed
+from headrace.errors import NotReady, Overloaded, ProtocolError, ReplicaLost
 from headrace.messages import (
     AbortRequest,
+    Beat,
     Hello,
+    KvChange,
+    KvContent,
+    KvSnapshotRequest,
     Load,
     Rejected,
     TokenFrame,
@@ -23,8 +27,10 @@ from headrace.messages import (
 from headrace.server.transport.convert import (
     description_of,
     output_of,
+    process_of,
     report_of,
     submit_message,
+    unpack_keys,
 )
 from headrace.server.transport.frames import FrameConnection
 from headrace.types import Output
@@ -33,11 +39,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headrace.clock import Clock
+    from headrace.messages import ToGateway
     from headrace.server.links import LinkEvents
     from headrace.server.transport.frames import ConnectionLimits
     from headrace.types import ReplicaId, Request, RequestId, Tokens
 
-_log = logging.getLogger(__name__)
+RETRYABLE = frozenset(error.code for error in (Overloaded, NotReady, ReplicaLost))
+"""Codes of refusals that say nothing of the request: another replica may take it."""
+
+BUSY_SECONDS = 1.0
+"""A full engine, or one that ends, is left alone for so long: about a load report's age."""
 
 
 class _Stream:
@@ -71,26 +82,16 @@ class _Attempt:
     def received(self, connection: FrameConnection, payload: bytes) -> None:
         """See FramePeer."""
         message = decode_to_gateway(payload)
-        match message:
-            case TokenFrame() if self.is_ready:
-                self._link.take_tokens(self, message)
-            case Rejected() if self.is_ready:
-                self._link.take_rejection(self, message)
-            case Load() if self.is_ready:
-                self._link.events.load(self._link.replica, report_of(message))
-            case Welcome() if not self.is_ready:
-                self._link.take_welcome(self, message)
-            case TokenFrame() | Rejected() | Load() | Welcome():
-                raise ProtocolError(f"a {type(message).__name__} out of turn")
-            case _:
-                assert_never(message)
+        if isinstance(message, Welcome) is self.is_ready:
+            raise ProtocolError(f"a {type(message).__name__} out of turn")
+        self._link.take(self, message)
 
     def closed(self, connection: FrameConnection, reason: str) -> None:
         """See FramePeer."""
         if not self.lost.done():
             self.lost.set_result(reason)
         if self.is_ready:
-            self._link.take_loss(self, reason)
+            self._link.lose(self, reason)
 
     def forget(self, number: int) -> None:
         """Drop a stream: what still comes for it is ignored."""
@@ -129,9 +130,8 @@ class EngineLink:
         attempt = self._current
         if attempt is None or attempt.connection is None:
             reason = f"replica {self._replica} is not connected"
-            asyncio.get_running_loop().call_soon(
-                self.events.rejected, self._replica, request.id, "worker_lost", reason
-            )
+            failure = self._failure(request.id, ReplicaLost.code, reason)
+            asyncio.get_running_loop().call_soon(self.events.failed, failure)
             return
         number = attempt.next_number
         attempt.next_number += 1
@@ -149,6 +149,11 @@ class EngineLink:
             attempt.forget(number)
             attempt.connection.send(AbortRequest(number))
 
+    def want_snapshot(self) -> None:
+        """See ReplicaLink. An engine sends its content to a new gateway unasked."""
+        if self._current is not None and self._current.connection is not None:
+            self._current.connection.send(KvSnapshotRequest())
+
     async def run(self) -> None:
         """Keep connected until cancelled."""
         pause = self._limits.retry_min_seconds
@@ -156,37 +161,63 @@ class EngineLink:
         try:
             while True:
                 attempt = _Attempt(self)
-                reason = await self._connect(attempt)
+                await self._connect(attempt)
                 if attempt.is_ready:
                     pause = self._limits.retry_min_seconds
-                    _log.warning("replica %s is lost: %s", self._replica, reason)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._limits.retry_max_seconds)
         finally:
             if attempt is not None and attempt.connection is not None:
                 attempt.connection.close("the gateway is shutting down")
 
-    async def _connect(self, attempt: _Attempt) -> str:
-        """Return why there is no connection, as soon as there is none."""
+    async def _connect(self, attempt: _Attempt) -> None:
+        """Connect, and return as soon as there is no connection."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 _, connection = await loop.create_unix_connection(
                     lambda: FrameConnection(attempt, self._limits), str(self._path)
                 )
-        except OSError as error:  # TimeoutError is one
-            return str(error)
+        except OSError:  # TimeoutError is one
+            return
         try:
             async with asyncio.timeout(self._limits.greeting_seconds):
                 await attempt.welcomed.wait()
         except TimeoutError:
             connection.abort(f"no Welcome within {self._limits.greeting_seconds:g} s")
-        return await attempt.lost
+        await attempt.lost
 
     # From the connection
 
-    def take_welcome(self, attempt: _Attempt, message: Welcome) -> None:
-        """The engine is ready."""
+    def take(self, attempt: _Attempt, message: ToGateway) -> None:
+        """Hand on what the engine says."""
+        match message:
+            case TokenFrame():
+                self._take_tokens(attempt, message)
+            case Rejected():
+                self._take_rejection(attempt, message)
+            case Load():
+                self.events.load(self._replica, report_of(message))
+            case Beat():
+                self.events.beat(self._replica, process_of(message))
+            case KvChange(number=number, stored=stored, removed=removed):
+                self.events.kv_changed(
+                    self._replica, number, unpack_keys(stored), unpack_keys(removed)
+                )
+            case KvContent(number=number, keys=keys):
+                self.events.kv_listed(self._replica, number, unpack_keys(keys))
+            case Welcome():
+                self._take_welcome(attempt, message)
+            case _:
+                assert_never(message)
+
+    def lose(self, attempt: _Attempt, reason: str) -> None:
+        """The engine is gone, and all its streams with it."""
+        assert self._current is attempt
+        self._current = None
+        self.events.replica_lost(self._replica, reason)
+
+    def _take_welcome(self, attempt: _Attempt, message: Welcome) -> None:
         description = description_of(message)
         if description.replica != self._replica:
             raise ProtocolError(f"{description.replica} answers at the socket of {self._replica}")
@@ -195,14 +226,7 @@ class EngineLink:
         self._current = attempt
         self.events.replica_ready(self, description)
 
-    def take_loss(self, attempt: _Attempt, reason: str) -> None:
-        """The engine is gone, and all its streams with it."""
-        assert self._current is attempt
-        self._current = None
-        self.events.replica_lost(self._replica, reason)
-
-    def take_tokens(self, attempt: _Attempt, frame: TokenFrame) -> None:
-        """Hand on the tokens of one step."""
+    def _take_tokens(self, attempt: _Attempt, frame: TokenFrame) -> None:
         if len(frame.streams) != len(frame.tokens):
             raise ProtocolError(f"{len(frame.streams)} streams for {len(frame.tokens)} tokens")
         outputs = []
@@ -221,15 +245,24 @@ class EngineLink:
         if outputs:
             self.events.outputs(self._replica, outputs)
 
-    def take_rejection(self, attempt: _Attempt, message: Rejected) -> None:
-        """Hand on a refusal."""
+    def _take_rejection(self, attempt: _Attempt, message: Rejected) -> None:
         stream = self._stream(attempt, message.stream)
         if stream is not None:
             attempt.forget(message.stream)
-            self.events.rejected(self._replica, stream.request_id, message.code, message.reason)
+            self.events.failed(self._failure(stream.request_id, message.code, message.reason))
+
+    def _failure(self, request_id: RequestId, code: str, reason: str) -> AttemptFailed:
+        return AttemptFailed(
+            replica=self._replica,
+            request_id=request_id,
+            code=code,
+            reason=reason,
+            retryable=code in RETRYABLE,
+            busy_for=BUSY_SECONDS if code in (Overloaded.code, NotReady.code) else None,
+        )
 
     def _stream(self, attempt: _Attempt, number: int) -> _Stream | None:
-        """The stream of that number, None if it was aborted."""
+        """The stream of that number, None if it was aborted: its tokens are stale."""
         if number >= attempt.next_number:
             raise ProtocolError(f"stream {number} was never opened")
         return attempt.streams.get(number)

@@ -10,37 +10,33 @@ import asyncio
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from headrace.core.scheduler.events import Abort, Submit
-from headrace.errors import ProtocolError
+from headrace.errors import InvalidRequest, NotReady, ProtocolError
 from headrace.messages import (
     AbortRequest,
     Hello,
-    Load,
+    KvSnapshotRequest,
     Rejected,
     SubmitRequest,
-    TokenFrame,
-    TokenRow,
     decode_to_engine,
 )
-from headrace.server.transport.convert import (
-    load_message,
-    request_of,
-    row_message,
-    welcome_message,
-)
+from headrace.server.transport.convert import request_of, welcome_message
 from headrace.server.transport.door import objection
 from headrace.server.transport.frames import FrameConnection
+from headrace.server.transport.sessions import Gateways, Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from headrace.clock import Clock
+    from headrace.core.scheduler.events import SnapshotWanted
     from headrace.server.links import ReplicaDescription
     from headrace.server.transport.frames import ConnectionLimits
-    from headrace.types import Output, ReportLoad, RequestId, Tokens
+    from headrace.server.transport.sessions import Session
+    from headrace.types import Output, RequestId
 
 MAX_GATEWAYS = 64
 """Connections to one engine: far more than one per gateway process."""
@@ -63,62 +59,17 @@ def _bind(path: Path) -> socket.socket:
     return listening
 
 
-class _Route:
-    """Where the tokens of one request go."""
-
-    __slots__ = ("cached_tokens", "session", "stream")
-
-    def __init__(self, session: _Session, stream: int) -> None:
-        self.session = session
-        self.stream = stream
-        self.cached_tokens: Tokens = 0  # what the gateway was last told
-
-
-class _Session:
-    """One gateway's connection."""
-
-    def __init__(self, connection: FrameConnection) -> None:
-        self.connection = connection
-        self.gateway: str | None = None  # None until Hello
-        self.requests: dict[int, RequestId] = {}  # stream -> request
-        self.greeting: asyncio.TimerHandle | None = None
-        self._streams: list[int] = []
-        self._tokens: list[int] = []
-        self._rows: list[TokenRow] = []
-
-    def add(self, route: _Route, output: Output) -> None:
-        """Put one output into the frame of this step."""
-        is_plain = (
-            len(output.tokens) == 1
-            and output.finish is None
-            and not output.logprobs
-            and output.cached_tokens == route.cached_tokens
-        )
-        if is_plain:
-            self._streams.append(route.stream)
-            self._tokens.append(output.tokens[0])
-        else:
-            route.cached_tokens = output.cached_tokens
-            self._rows.append(row_message(output, stream=route.stream))
-
-    def flush(self) -> None:
-        """Send the frame of this step, if there is anything in it."""
-        if self._streams or self._rows:
-            self.connection.send(TokenFrame(self._streams, self._tokens, self._rows))
-            self._streams, self._tokens, self._rows = [], [], []
-
-
 class EngineListener:
     """Accepts gateways on a Unix socket and speaks for one engine.
 
-    ``deliver`` is given Submit and Abort events, on the loop.
+    ``deliver`` is given the core's events, on the loop; ``gateways`` takes what all are told.
     """
 
     def __init__(
         self,
         *,
         description: ReplicaDescription,
-        deliver: Callable[[Submit | Abort], None],
+        deliver: Callable[[Submit | Abort | SnapshotWanted], None],
         clock: Clock,
         limits: ConnectionLimits,
     ) -> None:
@@ -126,13 +77,12 @@ class EngineListener:
         self._deliver = deliver
         self._clock = clock
         self._limits = limits
-        self._sessions: dict[FrameConnection, _Session] = {}
-        self._routes: dict[RequestId, _Route] = {}
+        self.gateways = Gateways(deliver)
+        self._routes: dict[RequestId, Route] = {}
         self._server: asyncio.Server | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_draining = False
-        self._load: Load | None = None  # the last report, for gateways that come later
 
     @property
     def num_requests(self) -> int:
@@ -158,7 +108,7 @@ class EngineListener:
         self._is_draining = True
         if self._server is not None:
             self._server.close()
-        for session in tuple(self._sessions.values()):
+        for session in self.gateways:
             session.connection.close(reason)
 
     # From the engine
@@ -172,7 +122,7 @@ class EngineListener:
             route.session.add(route, output)
             if output.finish is not None:
                 self._forget(output.request_id)
-        for session in self._sessions.values():
+        for session in self.gateways:
             session.flush()
 
     def send_rejection(self, request_id: RequestId, code: str, reason: str) -> None:
@@ -182,20 +132,12 @@ class EngineListener:
             self._forget(request_id)
             route.session.connection.send(Rejected(route.stream, code, reason))
 
-    def send_load(self, report: ReportLoad) -> None:
-        """Tell every gateway, but none that has token frames waiting."""
-        self._load = load_message(report)
-        for session in self._sessions.values():
-            if session.gateway is not None and not session.connection.is_congested:
-                session.connection.send(self._load)
-
     # From connections (FramePeer)
 
     def opened(self, connection: FrameConnection) -> None:
         """See FramePeer."""
-        session = _Session(connection)
-        self._sessions[connection] = session
-        if len(self._sessions) > MAX_GATEWAYS:
+        session = self.gateways.open(connection)
+        if len(self.gateways) > MAX_GATEWAYS:
             connection.abort(f"more than {MAX_GATEWAYS} gateways")
             return
         seconds = self._limits.greeting_seconds
@@ -205,7 +147,7 @@ class EngineListener:
 
     def received(self, connection: FrameConnection, payload: bytes) -> None:
         """See FramePeer."""
-        session = self._sessions[connection]
+        session = self.gateways[connection]
         message = decode_to_engine(payload)
         if session.gateway is None and not isinstance(message, Hello):
             raise ProtocolError(f"the first frame is a {type(message).__name__}, not a Hello")
@@ -216,10 +158,14 @@ class EngineListener:
                 self._submit(session, message)
             case AbortRequest():
                 self._abort(session, message.stream)
+            case KvSnapshotRequest():
+                self.gateways.want_content(session)
+            case _:
+                assert_never(message)
 
     def closed(self, connection: FrameConnection, reason: str) -> None:
         """See FramePeer."""
-        session = self._sessions.pop(connection)
+        session = self.gateways.close(connection)
         if session.greeting is not None:
             session.greeting.cancel()
         if session.gateway is not None:
@@ -227,36 +173,35 @@ class EngineListener:
         for stream in tuple(session.requests):
             self._abort(session, stream)
 
-    def _greet(self, session: _Session, message: Hello) -> None:
+    def _greet(self, session: Session, message: Hello) -> None:
         if session.gateway is not None:
             raise ProtocolError("a second Hello")
         assert session.greeting is not None
         session.greeting.cancel()
         session.gateway = message.gateway
         session.connection.send(welcome_message(self._description))
-        if self._load is not None:
-            session.connection.send(self._load)
+        self.gateways.greeted(session)
 
-    def _submit(self, session: _Session, message: SubmitRequest) -> None:
+    def _submit(self, session: Session, message: SubmitRequest) -> None:
         stream = message.stream
         if stream in session.requests:
             raise ProtocolError(f"stream {stream} is in use")
         request = request_of(message, now=self._clock.now())
         if self._is_draining:
-            session.connection.send(Rejected(stream, "not_ready", "the replica is shutting down"))
+            session.connection.send(Rejected(stream, NotReady.code, "the replica is shutting down"))
             return
         wrong = objection(request, vocab_size=self._description.vocab_size)
         if request.id in self._routes:
             wrong = f"request id {request.id} is in use"
         if wrong is not None:
-            session.connection.send(Rejected(stream, "invalid_request", wrong))
+            session.connection.send(Rejected(stream, InvalidRequest.code, wrong))
             return
-        self._routes[request.id] = _Route(session, stream)
+        self._routes[request.id] = Route(session, stream)
         session.requests[stream] = request.id
         self._idle.clear()
         self._deliver(Submit(request))
 
-    def _abort(self, session: _Session, stream: int) -> None:
+    def _abort(self, session: Session, stream: int) -> None:
         request_id = session.requests.get(stream)
         if request_id is not None:
             self._forget(request_id)

@@ -135,12 +135,13 @@ class Connection(asyncio.Protocol):
         self._stalled_since = None
 
     def send(self, data: bytes) -> None:
-        """Write, unless the client has left too much unread."""
-        self._transport.write(data)
+        """Write, unless the client has left too much of what came before unread."""
         if self._stalled_since is not None:
             unsent = self._transport.get_write_buffer_size()
             if unsent > self._host.limits.max_send_buffer_bytes:
                 self.abort()
+                return
+        self._transport.write(data)
 
     def finish(self) -> None:
         """The open exchange is complete."""

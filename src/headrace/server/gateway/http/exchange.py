@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.server.gateway.http.messages import (
+    Response,
     encode_response,
     encode_stream_head,
     error_response,
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.errors import RequestError
-    from headrace.server.gateway.http.messages import Response, ResponseContext
+    from headrace.server.gateway.http.messages import ResponseContext
     from headrace.types import Seconds
 
 
@@ -35,7 +36,7 @@ class Wire(Protocol):
 
 
 class Exchange:
-    """Open until ``reply``, the last ``write`` or ``lost``; afterwards every call is harmless.
+    """Open until ``reply``, the last ``write``, ``end`` or ``lost``; then every call is harmless.
 
     ``on_gone`` is called once if the client leaves before the end, ``on_silence`` whenever
     nothing was written for a ping period, ``on_end`` once at the end, however it came.
@@ -63,8 +64,8 @@ class Exchange:
         """Send an error, or cut the connection where an answer has begun."""
         if self.status == 0:
             self.reply(error_response(error))
-        elif not self.closed:
-            self._wire.abort()
+        else:
+            self.cut()
 
     def write(self, payload: bytes, content_type: bytes, *, last: bool = False) -> None:
         """Send part of a stream (not empty); the head goes before the first, the end follows."""
@@ -80,6 +81,20 @@ class Exchange:
         self._wire.send(payload)
         if last:
             self._close()
+
+    def end(self) -> None:
+        """End a stream; one that never began is an empty answer."""
+        if self.status == 0:
+            self.reply(Response(200, b""))
+        elif not self.closed:
+            if not self.context.http10:
+                self._wire.send(b"0\r\n\r\n")
+            self._close()
+
+    def cut(self) -> None:
+        """Give the answer up and cut the connection, whatever was sent."""
+        if not self.closed:
+            self._wire.abort()
 
     def lost(self) -> None:
         """The client is gone (said by the connection)."""

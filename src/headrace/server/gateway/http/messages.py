@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from headrace.server.keys import ANYBODY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from headrace.errors import RequestError
+    from headrace.server.keys import Principal
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -32,6 +35,7 @@ class RequestHead(NamedTuple):
     headers: Mapping[bytes, bytes]  # names in lower case; repeated fields joined by ", "
     keep_alive: bool
     http10: bool
+    query: str = ""  # the target after "?", exactly as sent
 
 
 class HttpRequest(NamedTuple):
@@ -53,12 +57,16 @@ class Response:
 
 @dataclass(slots=True, kw_only=True)
 class ResponseContext:
-    """What every head of one request's answer carries."""
+    """What every head of one request's answer carries, and what is known of the request."""
 
     keep_alive: bool = True
     http10: bool = False
     head_only: bool = False  # the method was HEAD: no body bytes
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    request_id: str = ""  # ours: new and unique
+    client_request_id: str = ""  # what the client calls it, if it does
+    arrived_at: float = 0.0  # its last byte, on the gateway's clock
+    principal: Principal = ANYBODY  # who asks
 
 
 class _ErrorFields(msgspec.Struct, frozen=True):

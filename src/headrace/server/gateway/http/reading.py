@@ -146,6 +146,7 @@ class RequestReader:
             # asked here, inside a callback: llhttp has no answer afterwards
             keep_alive=parser.should_keep_alive() and not http10 and not parser.should_upgrade(),
             http10=http10,
+            query=self._target.partition(b"?")[2].decode("ascii"),
         )
         _check_host(headers, http10=http10)
         error = self._check_body(headers, http10=http10) or self._refuse(head)

@@ -1,4 +1,4 @@
-"""``headrace engine``: one replica, started by the supervisor."""
+"""``headrace child-engine``: one replica, started by the supervisor."""
 
 from __future__ import annotations
 

@@ -1,0 +1,200 @@
+"""From what happened in one run to its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from headrace.bench.stats import percentile
+from headrace.testing.stream_checks import Verdict, check
+from headrace.testing.streams import Heard, metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from census import Census
+    from injections import Fault
+    from stage import Stage
+
+    from headrace.monitoring.shapes import JournalEntry
+    from headrace.testing.stream_checks import Texts
+    from headrace.types import Seconds
+
+GO_ON = "go_on"
+"""The kind of a journal entry: a request leaves its replica."""
+
+TOLERATED_FDS = 8
+"""Connections that are just being closed."""
+
+ABORT_S = 0.1
+"""Within this an engine must have given up a request whose client left."""
+
+REFUSED = (0, 503)
+"""Statuses that a new request may get from a server that ends; 0: no connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of times in milliseconds; None without a sample."""
+
+    p50: float | None
+    p99: float | None
+    max: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What clients felt in a part of the run."""
+
+    ttft_ms: Percentiles
+    itl_ms: Percentiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of one fault with one seed. ``faults`` are broken promises, empty if all is well."""
+
+    fault: str
+    seed: int
+    migration: bool
+    verdict: Verdict
+    refused: int  # new requests that a server that ends turned away
+    running_at_fault: int
+    moved: int  # requests that left their replica, by the journal
+    moved_ids: int
+    max_attempts: int
+    detection_s: Sequence[Seconds]  # of each of them, from the fault to the decision
+    stalls_s: Sequence[Seconds]  # longest silence that each of them's client heard
+    recovery_s: Seconds | None  # from the fault (or its end) to all replicas ready
+    before: Phase
+    during: Phase
+    after: Phase
+    kv_blocks_held: float | None
+    still_running: float | None
+    grown: Census | None
+    exit_code: int | None
+    seconds: Seconds
+    notes: dict[str, float] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+
+
+def percentiles(seconds: Sequence[Seconds]) -> Percentiles:
+    """Describe times."""
+    if not seconds:
+        return Percentiles(p50=None, p99=None, max=None)
+    ms = sorted(value * 1000 for value in seconds)
+    return Percentiles(
+        p50=round(percentile(ms, 0.5), 1), p99=round(percentile(ms, 0.99), 1), max=round(ms[-1], 1)
+    )
+
+
+def phases(heard: Sequence[Heard], limits: Sequence[Seconds]) -> tuple[Phase, Phase, Phase]:
+    """Return what clients felt before, during and after: cut at two times."""
+    begin, end = limits
+    parts = ((-1e18, begin), (begin, end), (end, 1e18))
+    before, during, after = (_phase(heard, low, high) for low, high in parts)
+    return before, during, after
+
+
+def _phase(all_heard: Sequence[Heard], low: Seconds, high: Seconds) -> Phase:
+    streams = [heard for heard in all_heard if heard.asked.stream and heard.times]
+    ttft = [
+        heard.times[0] - heard.started_at for heard in streams if low <= heard.started_at < high
+    ]
+    gaps = [
+        after - before
+        for heard in streams
+        for before, after in pairwise(heard.times)
+        if low <= after < high
+    ]
+    return Phase(ttft_ms=percentiles(ttft), itl_ms=percentiles(gaps))
+
+
+def stalls(moved: Iterable[Heard], at: Seconds) -> list[Seconds]:
+    """Return how long each of these streams was silent round a time."""
+    found = []
+    for heard in moved:
+        before = max((t for t in heard.times if t <= at), default=heard.started_at)
+        after = min((t for t in heard.times if t > at), default=None)
+        if after is not None:
+            found.append(after - before)
+    return found
+
+
+def moves(stage: Stage) -> list[JournalEntry]:
+    """Return the decisions to move a request on, since the fault."""
+    return [
+        entry
+        for entry in stage.journal()
+        if entry.kind == GO_ON and entry.unix >= stage.marks.fault_unix - 0.001
+    ]
+
+
+async def reduce_run(
+    stage: Stage, fault: Fault, texts: Texts, *, seed: int, migration: bool, before: Census
+) -> Run:
+    """Look at everything once the load has ended. The server may have ended too."""
+    quiet = fault.ends or await stage.until_quiet()
+    text = "" if fault.ends else await stage.figures()
+    accepted = [heard for heard in stage.crowd.heard if not _refused(heard, stage, fault)]
+    verdict = check(texts, accepted)
+    refused = [heard for heard in stage.crowd.heard if _refused(heard, stage, fault)]
+    verdict.bad_errors += check(texts, refused).bad_errors
+    moved = moves(stage)
+    ids = [entry.subject.partition("#")[0] for entry in moved]
+    heard_by_id = {heard.headers.get("x-request-id", ""): heard for heard in accepted}
+    felt = [heard_by_id[name] for name in set(ids) if name in heard_by_id]
+    felt = [heard for heard in felt if heard.asked.stream]
+    healed = stage.marks.healed_at or stage.marks.fault_at
+    end = max(stage.marks.recovered_at or 0.0, stage.marks.fault_at)
+    phase = phases(stage.crowd.heard, (stage.marks.fault_at, end))
+    run = Run(
+        fault=fault.name,
+        seed=seed,
+        migration=migration,
+        verdict=verdict,
+        refused=len(refused),
+        running_at_fault=len(stage.running_at_fault()),
+        moved=len(moved),
+        moved_ids=len(set(ids)),
+        max_attempts=1 + max((ids.count(name) for name in set(ids)), default=0),
+        detection_s=[round(entry.unix - stage.marks.fault_unix, 4) for entry in moved],
+        stalls_s=[round(s, 4) for s in stalls(felt, stage.marks.fault_at)],
+        recovery_s=None
+        if stage.marks.recovered_at is None
+        else round(stage.marks.recovered_at - healed, 3),
+        before=phase[0],
+        during=phase[1],
+        after=phase[2],
+        kv_blocks_held=metric(text, "headrace_kv_blocks", state="used") if text else None,
+        still_running=metric(text, "headrace_generations_running") if text else None,
+        grown=None if fault.ends else stage.census() - before,
+        exit_code=stage.marks.exit_code,
+        seconds=0.0,
+        notes={name: round(value, 4) for name, value in stage.marks.notes.items()},
+    )
+    return replace(run, faults=broken_promises(run, fault, quiet=quiet))
+
+
+def _refused(heard: Heard, stage: Stage, fault: Fault) -> bool:
+    return fault.ends and heard.started_at > stage.marks.fault_at and heard.status in REFUSED
+
+
+def broken_promises(run: Run, fault: Fault, *, quiet: bool) -> list[str]:
+    """Return what of the contract this run breaks, in words."""
+    verdict = run.verdict
+    failed = verdict.failed and fault.survives
+    found = list(verdict.examples) if failed or not verdict.is_exact else []
+    if not quiet:
+        found.append(f"not quiet: {run.kv_blocks_held} KV blocks, {run.still_running} running")
+    if run.grown is not None and run.grown.grew(tolerated_fds=TOLERATED_FDS):
+        found.append(f"left behind: {run.grown}")
+    if fault.loses and run.recovery_s is None:
+        found.append("never whole again")
+    if fault.ends and run.exit_code != 0:
+        found.append(f"exit code {run.exit_code}")
+    late = [f"{name} {value:.3f}" for name, value in run.notes.items() if value > ABORT_S]
+    if late:
+        found.append(f"over {ABORT_S:g} s: {', '.join(late)}")
+    return found

@@ -1,0 +1,252 @@
+"""One run: a server of its own, clients at work, and the clock of what happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from census import Census, take_census
+from foreign import fake_replica
+
+from headrace.clock import MonotonicClock, wall_time
+from headrace.testing.server_process import ServerProcess, read_journal, running_server
+from headrace.testing.streams import Asked, Crowd, Heard, get, metric
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from headrace.monitoring.shapes import JournalEntry
+    from headrace.types import Seconds
+
+WORDS = (
+    *("river", "mill", "wheel", "water", "stone", "bridge", "light", "morning", "tower", "field"),
+    *("winter", "harvest", "channel", "current", "ferry", "island", "meadow", "harbour", "orchard"),
+)
+JOURNAL = "journal.jsonl"
+ADMIN = "admin.sock"
+POLL_S = 0.02
+SETTLE_S = 10.0
+"""What a server gets to become quiet."""
+
+RECOVERY_S = 20.0
+"""What a lost replica gets to come back."""
+
+
+NOTICE_S = 8.0
+"""Within this a dead replica is missed, or it was back so soon that nobody saw."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long a run is. ``speed`` multiplies the simulated model's time."""
+
+    speed: float = 2.0
+    output: tuple[int, int] = (40, 100)  # tokens, from and to
+    before_s: Seconds = 2.0
+    after_s: Seconds = 1.5
+    silent_after_s: Seconds = 3.0
+    stopped_s: Seconds = 5.0  # how long a hung replica hangs
+    restart_s: Seconds = 1.0
+    leavers: int = 24
+
+
+QUICK = Pace(
+    speed=1.0,
+    output=(25, 45),
+    before_s=0.3,
+    after_s=0.2,
+    silent_after_s=0.8,
+    stopped_s=1.2,
+    restart_s=0.05,
+    leavers=10,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Marks:
+    """When what happened. ``healed_at``: when a replica that hung was let go."""
+
+    fault_at: Seconds = 0.0
+    fault_unix: Seconds = 0.0
+    healed_at: Seconds | None = None
+    recovered_at: Seconds | None = None
+    exit_code: int | None = None
+    notes: dict[str, float] = field(default_factory=dict)  # further figures of this fault
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """A running server under load. Times are of this process's monotonic clock."""
+
+    server: ServerProcess
+    directory: Path
+    rng: random.Random
+    pace: Pace
+    clients: int
+    replicas: int
+    crowd: Crowd
+    clock: MonotonicClock = field(default_factory=MonotonicClock)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    marks: Marks = field(default_factory=Marks)
+    recovery: asyncio.Task[None] | None = None
+
+    def next_asked(self) -> Asked:
+        """Draw a request: short prompts, some alike, a quarter not streamed."""
+        rng = self.rng
+        shared = " ".join(WORDS[: rng.choice((0, 0, 12, 20))])
+        own = " ".join(rng.choices(WORDS, k=rng.randint(3, 12)))
+        return Asked(
+            prompt=f"{shared} {own}",
+            max_tokens=rng.randint(*self.pace.output),
+            temperature=rng.choice((0.0, 0.8)),
+            seed=rng.getrandbits(31),
+            chat=rng.random() < 0.5,
+            stream=rng.random() < 0.75,
+        )
+
+    def long_asked(self, *, stream: bool = True) -> Asked:
+        """Draw a request whose prompt takes a while."""
+        own = " ".join(self.rng.choices(WORDS, k=120))
+        return Asked(prompt=own, max_tokens=self.pace.output[0], stream=stream)
+
+    def strike(self) -> asyncio.Task[None]:
+        """Say that the fault happens now; return what waits until the server is whole again."""
+        self.marks.fault_at, self.marks.fault_unix = self.clock.now(), wall_time()
+        self.recovery = asyncio.create_task(self.watch_recovery())
+        return self.recovery
+
+    @property
+    def admin(self) -> Path:
+        """The admin socket."""
+        return self.directory.parent / ADMIN
+
+    def engines(self) -> list[int]:
+        """Return the pids of the engines."""
+        children = self.server.children()
+        return sorted(pid for name, pid in children.items() if name.startswith("engine"))
+
+    async def figures(self) -> str:
+        """Return /metrics, empty while nobody answers."""
+        with suppress(OSError, TimeoutError):
+            status, text = await get(self.server.port, "/metrics")
+            if status == 200:
+                return text
+        return ""
+
+    async def until(
+        self,
+        condition: Callable[[str], bool],
+        *,
+        seconds: Seconds = SETTLE_S,
+        poll: Seconds = POLL_S,
+    ) -> bool:
+        """Wait until /metrics fulfils a condition; return whether it does in time."""
+        deadline = self.clock.now() + seconds
+        while not ((text := await self.figures()) and condition(text)):
+            if self.clock.now() > deadline:
+                return False
+            await asyncio.sleep(poll)
+        return True
+
+    async def watch_recovery(self) -> None:
+        """Wait until a replica is missed (or was back before anybody saw), then until all serve."""
+        ready = partial(metric, name="headrace_replica_state", state="ready")
+        await self.until(lambda text: ready(text) < self.replicas, seconds=NOTICE_S)
+        if await self.until(lambda text: ready(text) >= self.replicas, seconds=RECOVERY_S):
+            self.marks.recovered_at = self.clock.now()
+
+    async def until_quiet(self) -> bool:
+        """Wait until nothing runs and no KV block is held."""
+        return await self.until(lambda text: in_use(text) == 0)
+
+    def census(self) -> Census:
+        """Count what the server holds."""
+        return take_census(self.server.pid, self.directory)
+
+    def journal(self) -> list[JournalEntry]:
+        """Return the decisions made so far, oldest first."""
+        return read_journal(self.directory.parent / JOURNAL)
+
+    def running_at_fault(self) -> list[Heard]:
+        """Return the streams that had begun and not ended when the fault struck."""
+        at = self.marks.fault_at
+        return [
+            heard
+            for heard in self.crowd.heard
+            if heard.asked.stream
+            and heard.started_at < at
+            and (heard.ended_at is None or heard.ended_at > at)
+        ]
+
+
+def in_use(exposition: str) -> float:
+    """Return what is held: running generations, sequences of engines, KV blocks."""
+    return (
+        metric(exposition, "headrace_generations_running")
+        + metric(exposition, "headrace_engine_running")
+        + metric(exposition, "headrace_engine_waiting")
+        + metric(exposition, "headrace_kv_blocks", state="used")
+    )
+
+
+def is_idle(exposition: str) -> bool:
+    """Whether no engine has a sequence."""
+    running = metric(exposition, "headrace_engine_running")
+    return running + metric(exposition, "headrace_engine_waiting") == 0
+
+
+@contextmanager
+def opened_stage(
+    model: str,
+    *,
+    rng: random.Random,
+    pace: Pace,
+    clients: int,
+    replicas: int,
+    settings: Mapping[str, str],
+    fakes: Sequence[Sequence[str]] = (),
+) -> Iterator[Stage]:
+    """Start a server in a directory of its own; it is gone afterwards, with its children.
+
+    Where there are ``fakes`` (the flags of each), it is a gateway before them.
+    """
+    with TemporaryDirectory(prefix="faults-") as name:
+        home = Path(name) / "home"
+        home.mkdir()
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("HEADRACE_", "XDG_"))},
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "HEADRACE_ENGINE_SIMULATED_SPEED": str(pace.speed),
+            "HEADRACE_ENGINE_REPORT_SECONDS": "0.02",
+            "HEADRACE_SERVER_RESTART_MIN_SECONDS": str(pace.restart_s),
+            "HEADRACE_SERVER_JOURNAL": str(Path(name) / JOURNAL),
+            "HEADRACE_SERVER_ADMIN": str(Path(name) / ADMIN),
+            "HEADRACE_GATEWAY_SILENT_AFTER": str(pace.silent_after_s),
+            **settings,
+        }
+        with ExitStack() as stack:
+            if fakes:
+                urls = [stack.enter_context(fake_replica(*script)) for script in fakes]
+                command, arguments = "gateway", [w for url in urls for w in ("--replica", url)]
+            else:
+                command, arguments = "serve", [model, "--replicas", str(replicas)]
+            server = stack.enter_context(
+                running_server(*arguments, environment=environment, command=command)
+            )
+            yield Stage(
+                server=server,
+                directory=home,
+                rng=rng,
+                pace=pace,
+                clients=clients,
+                replicas=replicas,
+                crowd=Crowd(server.port),
+            )

@@ -1,0 +1,1 @@
+"""Hidden commands: the processes that the supervisor starts."""

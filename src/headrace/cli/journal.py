@@ -1,0 +1,64 @@
+"""``headrace journal``: what a server decided, and why."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.cli.admin import add_admin_flags, admin_client
+from headrace.monitoring.shapes import JournalEntry
+
+if TYPE_CHECKING:
+    import argparse
+
+    from headrace.types import Seconds
+
+POLL_SECONDS: Seconds = 0.5
+
+_EPILOG = """examples:
+  headrace journal              # the last decisions: dispatches, moves, drains, scaling
+  headrace journal --follow     # and the next ones, as they are made
+  headrace journal --json       # one object a line"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``headrace journal``."""
+    parser.description = "Print the decisions of a server's router and autoscaler with reasons."
+    parser.epilog = _EPILOG
+    parser.add_argument("--follow", action="store_true", help="go on until interrupted")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--last", metavar="N", type=int, default=50, help="entries at first (50)")
+    add_admin_flags(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print them."""
+    client = admin_client(args)
+    entries = client.get("/journal", list[JournalEntry])
+    show(entries[-args.last :] if args.last > 0 else [], as_json=args.json)
+    pause = threading.Event()
+    while args.follow:
+        pause.wait(POLL_SECONDS)
+        seen = entries[-1].number if entries else 0
+        newer = client.get(f"/journal?after={seen}", list[JournalEntry])
+        show(newer, as_json=args.json)
+        entries = newer or entries
+    return 0
+
+
+def show(entries: list[JournalEntry], *, as_json: bool) -> None:
+    """Print entries, a line each."""
+    for entry in entries:
+        line = msgspec.json.encode(entry).decode() if as_json else line_of(entry)
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def line_of(entry: JournalEntry) -> str:
+    """Return ``20:27:03.793 autoscaler scaled 0 to 3: an operator wants 3``."""
+    time = datetime.fromtimestamp(entry.unix).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return f"{time} {entry.source:<10} {entry.kind:<8} {entry.subject}: {entry.reason}"

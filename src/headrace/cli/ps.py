@@ -1,0 +1,109 @@
+"""``headrace ps``: a server's replicas, its load and its range."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.cli.admin import add_admin_flags, admin_client
+from headrace.monitoring.shapes import ReplicaRow, ServerState
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from headrace.types import Seconds
+
+WATCH_SECONDS: Seconds = 1.0
+_CLEAR = "\x1b[H\x1b[2J"
+
+_EPILOG = """examples:
+  headrace ps
+  headrace ps --watch          # again and again
+  headrace ps --json"""
+
+_HEADS = ("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "SINCE", "RESTARTS")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``headrace ps``."""
+    parser.description = "Show the replicas of a server that runs here, their load and their range."
+    parser.epilog = _EPILOG
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--watch", action="store_true", help="go on until interrupted")
+    add_admin_flags(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the table."""
+    client = admin_client(args)
+    pause = threading.Event()
+    while True:
+        state = client.get("/state", ServerState)
+        text = msgspec.json.encode(state).decode() if args.json else page(state)
+        clear = _CLEAR if args.watch and sys.stdout.isatty() else ""
+        print(clear + text, flush=True)
+        if not args.watch:
+            return 0
+        pause.wait(WATCH_SECONDS)
+
+
+def page(state: ServerState) -> str:
+    """Return what is shown of a state."""
+    rows = [_HEADS, *(_cells(row) for row in state.replicas)]
+    return "\n".join((*_columns(rows), "", *_summary(state)))
+
+
+def _cells(row: ReplicaRow) -> Sequence[str]:
+    running = f"{row.outstanding}" + (f" ({row.waiting} wait)" if row.waiting else "")
+    return (
+        row.replica,
+        row.state,
+        str(row.pid or "-"),
+        running,
+        f"{row.kv_used:.0%}",
+        f"{row.cached_share:.0%}",
+        duration(row.seconds_in_state),
+        str(row.restarts),
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def _summary(state: ServerState) -> Iterator[str]:
+    gateway = state.gateway
+    if gateway is None:
+        yield "gateway   does not answer; it is started again when it died"
+    else:
+        yield f"model     {gateway.model}"
+        yield f"policy    {gateway.policy}"
+        yield f"queue     {gateway.waiting} requests, {gateway.waiting_tokens:,} tokens"
+        yield (
+            f"rates     {gateway.rates.requests:.1f} requests/s, "
+            f"{gateway.rates.output_tokens:.0f} output tokens/s"
+        )
+    if state.ceiling:
+        yield f"scaling   {state.desired} wanted, {state.floor} to {state.ceiling} allowed"
+    for decision in state.scaling[-1:]:
+        yield f"last      {decision.present} to {decision.desired}: {decision.reason}"
+    yield f"server    {state.url}, up {duration(state.uptime)}, headrace {state.version}"
+
+
+def duration(seconds: Seconds) -> str:
+    """Return ``42s``, ``5m03s`` or ``2h07m``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m"

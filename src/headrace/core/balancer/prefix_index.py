@@ -1,0 +1,190 @@
+"""Which replica holds which KV blocks: block key -> a bit for each replica.
+
+A prompt's depth at every replica comes out of a search by halves over its keys that ANDs the
+bits: O(log depth) look-ups for each different depth, whatever the number of replicas. Keys are 64
+bits of the chained digests, so a key stands for the whole prefix before it. Entries are *held*
+(said by the replica, or assumed of one that says nothing) or *expected* (a prompt under way there
+will leave them). It decides nothing, and a wrong entry costs time, never a wrong token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from headrace.types import BlockKey, ReplicaId
+
+MAX_KEYS = 1 << 20
+"""Held for one replica: 16 million tokens at 16 a block. What comes above is not kept."""
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What one replica holds, oldest first, and how many prompts under way expect each key."""
+
+    replica: ReplicaId
+    bit: int
+    held: dict[BlockKey, None] = field(default_factory=dict)
+    expected: dict[BlockKey, int] = field(default_factory=dict)
+
+
+class PrefixIndex:
+    """Of all replicas. Memory is bounded by ``max_keys`` for each, and by prompts under way."""
+
+    def __init__(self, *, max_keys: int = MAX_KEYS) -> None:
+        self._max_keys = max_keys
+        self._where: dict[BlockKey, int] = {}
+        self._shelves: dict[ReplicaId, _Shelf] = {}
+        self._slots: list[_Shelf | None] = []
+        self._everyone = 0  # all bits in use
+
+    def __len__(self) -> int:
+        """Distinct keys."""
+        return len(self._where)
+
+    def add(self, replica: ReplicaId) -> None:
+        """Take a replica in, with nothing on it."""
+        self.drop(replica)
+        slot = self._slots.index(None) if None in self._slots else len(self._slots)
+        shelf = _Shelf(replica, 1 << slot)
+        self._slots[slot : slot + 1] = [shelf]
+        self._shelves[replica] = shelf
+        self._everyone |= shelf.bit
+
+    def drop(self, replica: ReplicaId) -> None:
+        """Forget a replica, in O(its keys). Unknown ones are ignored."""
+        shelf = self._shelves.pop(replica, None)
+        if shelf is None:
+            return
+        self._clear(shelf, [*shelf.held, *shelf.expected])
+        self._everyone ^= shelf.bit
+        self._slots[shelf.bit.bit_length() - 1] = None
+
+    def store(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+        """Note that a replica holds these, as far as there is room."""
+        shelf, where = self._shelves[replica], self._where
+        held, bit = shelf.held, shelf.bit
+        for key in keys:
+            if len(held) >= self._max_keys:
+                return
+            held[key] = None
+            where[key] = where.get(key, 0) | bit
+
+    def remove(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+        """Note that a replica holds these no more."""
+        shelf = self._shelves[replica]
+        gone = []
+        for key in keys:
+            if key in shelf.held:
+                del shelf.held[key]
+                gone.append(key)
+        self._clear(shelf, [key for key in gone if key not in shelf.expected])
+
+    def replace(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+        """Note that a replica holds these and nothing else."""
+        self.remove(replica, list(self._shelves[replica].held))
+        self.store(replica, keys)
+
+    def assume(self, replica: ReplicaId, keys: Sequence[BlockKey], *, limit: int) -> None:
+        """Take it that these were used there just now, and that it holds the ``limit`` latest.
+
+        Of one prompt the last block goes first: a prefix without its beginning is worth nothing.
+        """
+        held = self._shelves[replica].held
+        limit = min(limit, self._max_keys)
+        keys = keys[:limit]
+        for key in keys:
+            held.pop(key, None)
+        surplus = max(0, len(held) + len(keys) - limit)
+        self.remove(replica, list(islice(held, surplus)))
+        self.store(replica, reversed(keys))
+
+    def expect(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+        """Count on these being there soon; ends with ``unexpect`` of the same keys."""
+        shelf, where = self._shelves[replica], self._where
+        expected, bit = shelf.expected, shelf.bit
+        for key in keys:
+            expected[key] = expected.get(key, 0) + 1
+            where[key] = where.get(key, 0) | bit
+
+    def unexpect(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+        """Take back one ``expect``. A replica that is gone is ignored."""
+        shelf = self._shelves.get(replica)
+        if shelf is None:
+            return
+        expected, gone = shelf.expected, []
+        for key in keys:
+            if expected[key] > 1:
+                expected[key] -= 1
+                continue
+            del expected[key]
+            if key not in shelf.held:
+                gone.append(key)
+        self._clear(shelf, gone)
+
+    def match(self, keys: Sequence[BlockKey]) -> dict[ReplicaId, int]:
+        """Return how many of the first keys each replica has, where it is any.
+
+        Takes it that who has a block has those before it, as caches that free tails first do: a
+        few look-ups by halves instead of one for each key. Of a replica with gaps it returns the
+        end of some run of blocks there, from which time may be lost, and nothing else.
+        """
+        depths: dict[ReplicaId, int] = {}
+        get = self._where.get
+        first = get(keys[0], 0) if keys else 0
+        if not first:
+            return depths
+        last = first & get(keys[-1], 0)
+        self._note(last, len(keys), depths)
+        spans = [(1, len(keys), first, last)]  # replicas with the block before low, before high
+        while spans:
+            low, high, at_low, at_high = spans.pop()
+            if at_low == at_high:
+                continue
+            if high - low <= 1:
+                self._note(at_low & ~at_high, low, depths)
+                continue
+            middle = (low + high) // 2
+            at_middle = at_low & get(keys[middle - 1], 0) | at_high
+            spans.append((low, middle, at_low, at_middle))
+            spans.append((middle, high, at_middle, at_high))
+        return depths
+
+    def check_integrity(self) -> None:
+        """Raise InvariantBroken unless bits and shelves say the same."""
+        found: dict[BlockKey, int] = {}
+        for shelf in self._shelves.values():
+            if len(shelf.held) > self._max_keys:
+                raise InvariantBroken(f"{shelf.replica}: {len(shelf.held)} > {self._max_keys}")
+            if any(count < 1 for count in shelf.expected.values()):
+                raise InvariantBroken(f"{shelf.replica}: expects a key less than once")
+            for key in shelf.held.keys() | shelf.expected.keys():
+                found[key] = found.get(key, 0) | shelf.bit
+        if found != self._where:
+            raise InvariantBroken(f"{len(found)} keys on shelves, {len(self._where)} in the index")
+        bits = sum(shelf.bit for shelf in self._shelves.values())
+        if bits != self._everyone:
+            raise InvariantBroken(f"bits in use {bits:b}, noted {self._everyone:b}")
+
+    def _clear(self, shelf: _Shelf, keys: Iterable[BlockKey]) -> None:
+        where, bit = self._where, shelf.bit
+        for key in keys:
+            mask = where.get(key, 0) & ~bit
+            if mask:
+                where[key] = mask
+            else:
+                where.pop(key, None)
+
+    def _note(self, mask: int, depth: int, depths: dict[ReplicaId, int]) -> None:
+        while mask:
+            lowest = mask & -mask
+            mask ^= lowest
+            shelf = self._slots[lowest.bit_length() - 1]
+            if shelf is not None:
+                depths[shelf.replica] = depth

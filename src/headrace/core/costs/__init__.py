@@ -1,0 +1,1 @@
+"""The performance model that scheduler, balancer, autoscaler and twin share."""

@@ -1,0 +1,56 @@
+"""Admission: who may wait, and what those are told who may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.core.router.pace import Pace, whole_seconds
+from headrace.errors import NotReady, Overloaded
+
+if TYPE_CHECKING:
+    from headrace.core.router.fleet import Fleet
+    from headrace.core.router.limits import RouterLimits
+    from headrace.core.router.waiting import WaitingQueue
+    from headrace.types import Seconds
+
+START_SECONDS = 5.0  # to say where nobody knows how long a replica takes to start
+
+
+class Refusal(NamedTuple):
+    """What a client is told: a code of errors.py, a sentence, and when to try again."""
+
+    code: str
+    reason: str
+    retry_after: Seconds
+
+
+class Admission:
+    """Predicts from how fast requests left lately; promises nothing it has not seen."""
+
+    def __init__(self, limits: RouterLimits) -> None:
+        self.pace = Pace()
+        self._limits = limits
+
+    def refusal(self, fleet: Fleet, queue: WaitingQueue, now: Seconds) -> Refusal:
+        """Return what to tell a request that found no place, at the door or in the queue."""
+        if not fleet.taking():
+            return self._not_ready()
+        reason = f"all replicas are busy and {len(queue)} requests wait"
+        seconds = self.pace.seconds_for(len(queue) + 1, now)
+        if seconds is None:
+            longest = queue.longest()
+            seconds = 0.0 if longest is None else now - longest.since
+        return Refusal(Overloaded.code, reason, whole_seconds(seconds, self._longest_answer))
+
+    @property
+    def _longest_answer(self) -> Seconds:
+        return 10 * self._limits.max_wait
+
+    def _not_ready(self) -> Refusal:
+        start = self._limits.start_seconds
+        if start is None:
+            reason, seconds = "no replica is ready; try again shortly", START_SECONDS
+        else:
+            reason = f"no replica is ready; one usually takes {start:.0f} s to start"
+            seconds = start
+        return Refusal(NotReady.code, reason, whole_seconds(seconds, self._longest_answer))

@@ -1,0 +1,220 @@
+"""Fleet: the replicas a Router knows, what it has sent there, and what that weighs.
+
+Load is counted at dispatch and released by events. It decides neither where a request goes nor
+what becomes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from headrace.core.balancer.policy import Candidate, ReplicaView
+from headrace.core.costs.step_time import StepTimes
+from headrace.core.health import ReplicaState
+from headrace.core.router.prefixes import Prefixes
+from headrace.core.router.requests import Attempt
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.core.health import FailureDetector
+    from headrace.core.router.events import LoadReported, ReplicaReady
+    from headrace.core.router.requests import Tracked
+    from headrace.types import ReplicaId, Request, RequestId, Seconds, Tokens
+
+_TAKING = (ReplicaState.READY, ReplicaState.PROBING)
+
+
+@dataclass(slots=True)
+class Member:
+    """A connected replica."""
+
+    view: ReplicaView
+    attempts: dict[RequestId, Attempt] = field(default_factory=dict)
+    busy_until: Seconds = 0.0  # it said that it is full
+
+
+class Fleet:
+    """All connected replicas, in the order in which they became ready.
+
+    ``drains`` says for each draining replica when its streams must move on, None once it was
+    said to be empty.
+    """
+
+    def __init__(self, health: FailureDetector, *, max_outstanding: int) -> None:
+        self.members: dict[ReplicaId, Member] = {}
+        self.prefixes = Prefixes()
+        self.drains: dict[ReplicaId, Seconds | None] = {}
+        self.step_times = StepTimes()
+        self._health = health
+        self._max_outstanding = max_outstanding
+
+    def add(self, event: ReplicaReady, now: Seconds) -> None:
+        """Take in a replica that was not there."""
+        replica = event.replica
+        view = ReplicaView(replica=replica, progress_at=now, facts=event.facts)
+        view.costs = self.step_times.pool
+        self.members[replica] = Member(view)
+        self.prefixes.add(replica, event.facts)
+        self._health.add(replica, view, now)
+
+    def remove(self, replica: ReplicaId) -> None:
+        """Forget a replica that has no attempts left. Its drain ends with it."""
+        del self.members[replica]
+        self.drains.pop(replica, None)
+        self.prefixes.drop(replica)
+        self.step_times.drop(replica)
+        self._health.remove(replica)
+
+    def state(self, replica: ReplicaId) -> ReplicaState:
+        """Return what the Router thinks of a replica, drains included."""
+        if replica not in self.members:
+            return ReplicaState.LOST
+        state = self._health.state(replica)
+        draining = replica in self.drains and state is not ReplicaState.SUSPECT
+        return ReplicaState.DRAINING if draining else state
+
+    def taking(self) -> list[Member]:
+        """Return the replicas that are of a state to take requests, full or not."""
+        return [m for replica, m in self.members.items() if self.state(replica) in _TAKING]
+
+    def open(self, now: Seconds) -> list[Member]:
+        """Return the replicas that may take a request now."""
+        return [member for member in self.members.values() if self._is_open(member, now)]
+
+    def busy_until(self, now: Seconds) -> Seconds | None:
+        """When the first of those that said they are full may have room again."""
+        times = (member.busy_until for member in self.members.values())
+        return min((time for time in times if time > now), default=None)
+
+    def candidates(self, tracked: Tracked, members: list[Member]) -> list[Candidate]:
+        """Return ``members`` with what they have of a prompt; without those tried, if it can be."""
+        if tracked.tried:
+            untried = [m for m in members if m.view.replica not in tracked.tried]
+            members = untried or members
+        depths = self.prefixes.match(tracked.keys)
+        if not depths:
+            return [Candidate(member.view, 0) for member in members]
+        return [
+            Candidate(member.view, self._cached_tokens(tracked, member.view, depths))
+            for member in members
+        ]
+
+    def send(self, group: Iterable[Tracked], candidate: Candidate, now: Seconds) -> list[Request]:
+        """Count requests with one prompt in at a replica; return what to send.
+
+        The first computes the prompt's blocks, the others share them.
+        """
+        requests = []
+        for tracked in group:
+            requests.append(self._send(tracked, candidate, now))
+            depth = {candidate.view.replica: len(tracked.keys)}
+            shared = self._cached_tokens(tracked, candidate.view, depth)
+            candidate = Candidate(candidate.view, shared)
+        return requests
+
+    def note_answer(self, attempt: Attempt) -> None:
+        """An attempt's first Output: its prompt is computed."""
+        view = self.members[attempt.replica].view
+        attempt.answered = True
+        view.prefill_tokens -= attempt.uncached
+        view.decoding += 1
+        self._unexpect(attempt)
+
+    def release(self, attempt: Attempt) -> None:
+        """Count an attempt out."""
+        member = self.members[attempt.replica]
+        del member.attempts[attempt.id]
+        view = member.view
+        view.outstanding -= 1
+        view.context_tokens -= attempt.tracked.prompt_tokens + len(attempt.tokens)
+        if attempt.answered:
+            view.decoding -= 1
+        else:
+            view.prefill_tokens -= attempt.uncached
+            self._unexpect(attempt)
+
+    def note_load(self, event: LoadReported, now: Seconds) -> bool:
+        """Take a known replica's report; return whether it shows progress."""
+        view = self.members[event.replica].view
+        report, last = event.report, view.report
+        if last is not None:
+            view.costs = self.step_times.observe(event.replica, last, report)
+            for replica, member in self.members.items():
+                member.view.costs = self.step_times.renewed(replica, member.view.costs)
+        idle = report.running + report.waiting == 0
+        progress = idle or last is None or report.step != last.step
+        if progress:
+            view.progress_at = now
+        view.report = report
+        return progress
+
+    def check_integrity(self) -> None:
+        """Raise InvariantBroken unless every load is the sum of its attempts."""
+        self.prefixes.index.check_integrity()
+        for member in self.members.values():
+            view, attempts = member.view, list(member.attempts.values())
+            counted = (view.outstanding, view.decoding, view.prefill_tokens, view.context_tokens)
+            summed = (
+                len(attempts),
+                sum(attempt.answered for attempt in attempts),
+                sum(attempt.uncached for attempt in attempts if not attempt.answered),
+                sum(a.tracked.prompt_tokens + len(a.tokens) for a in attempts),
+            )
+            if counted != summed:
+                raise InvariantBroken(f"{view.replica}: counted {counted}, summed {summed}")
+        if not self.drains.keys() <= self.members.keys():
+            raise InvariantBroken("the drain of a replica that is gone")
+
+    def _send(self, tracked: Tracked, candidate: Candidate, now: Seconds) -> Request:
+        view = candidate.view
+        member = self.members[view.replica]
+        if view.outstanding == 0:
+            view.progress_at = now
+        unwatched = view.outstanding == view.decoding
+        request = tracked.next_request()
+        context = tracked.prompt_tokens + len(tracked.tokens)
+        attempt = Attempt(
+            id=request.id,
+            tracked=tracked,
+            replica=view.replica,
+            uncached=max(1, context - candidate.cached_tokens),
+            expected=self.prefixes.send(view.replica, tracked.keys),
+            tokens=tracked.tokens,
+            renames=tracked.id if tracked.num_attempts else None,
+        )
+        tracked.attempt = member.attempts[attempt.id] = attempt
+        tracked.num_attempts += 1
+        view.outstanding += 1
+        view.prefill_tokens += attempt.uncached
+        view.context_tokens += context
+        if unwatched:
+            self._health.watch(view.replica, now)
+        return request
+
+    def _unexpect(self, attempt: Attempt) -> None:
+        if attempt.expected:
+            self.prefixes.index.unexpect(attempt.replica, attempt.expected)
+            attempt.expected = ()
+
+    def _is_open(self, member: Member, now: Seconds) -> bool:
+        view = member.view
+        if view.outstanding >= self._max_outstanding or member.busy_until > now:
+            return False
+        state = self.state(view.replica)
+        return state is ReplicaState.READY or (
+            state is ReplicaState.PROBING and not view.outstanding
+        )
+
+    def _cached_tokens(
+        self, tracked: Tracked, view: ReplicaView, depths: dict[ReplicaId, int]
+    ) -> Tokens:
+        """At least one token is always computed: it gives the first one drawn."""
+        depth = depths.get(view.replica, 0)
+        if not depth:
+            return 0
+        size = view.facts.block_size
+        tokens = depth * size if size else tracked.prompt_tokens * depth // len(tracked.keys)
+        return max(0, min(tokens, tracked.prompt_tokens - 1))

@@ -1,0 +1,140 @@
+"""Oversight: replicas come, go, drain, and lose and regain trust; their streams follow.
+
+It tells Streams which attempts to give up and why; health.py says whom to trust.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from headrace.core.health import ReplicaState
+from headrace.core.router.events import (
+    DrainReplica,
+    KvListed,
+    KvReported,
+    LoadReported,
+    ReplicaBeat,
+    ReplicaEmptied,
+    ReplicaJudged,
+    ReplicaLost,
+    ReplicaReady,
+    ResumeReplica,
+    WantSnapshot,
+)
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from headrace.core.health import FailureDetector, Judgement
+    from headrace.core.router.events import RouterEffect
+    from headrace.core.router.fleet import Fleet
+    from headrace.core.router.streams import Streams
+    from headrace.types import ReplicaId, Seconds
+
+    Report: TypeAlias = LoadReported | ReplicaBeat | KvReported | KvListed
+    Change: TypeAlias = ReplicaReady | ReplicaLost | DrainReplica | ResumeReplica
+
+
+class Oversight:
+    """Of one Router's fleet."""
+
+    def __init__(self, fleet: Fleet, health: FailureDetector, streams: Streams) -> None:
+        self._fleet = fleet
+        self._health = health
+        self._streams = streams
+
+    def take(self, event: Report, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Take what a replica says of itself; of unknown ones nothing."""
+        replica, prefixes = event.replica, self._fleet.prefixes
+        if replica not in self._fleet.members:
+            return
+        match event:
+            case ReplicaBeat():
+                self.judge(self._health.beat(replica, now), now, effects)
+            case LoadReported():
+                progress = self._fleet.note_load(event, now)
+                judgement = self._health.heard(replica, now, report=True, progress=progress)
+                self.judge(judgement, now, effects)
+            case KvReported():
+                self._health.heard(replica, now)
+                if prefixes.change(event, now):
+                    effects.append(WantSnapshot(replica))
+            case KvListed():
+                self._health.heard(replica, now)
+                prefixes.listing(event)
+            case _:
+                assert_never(event)
+
+    def change(self, event: Change, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Take in, give up, drain or bring back a replica."""
+        fleet, replica = self._fleet, event.replica
+        match event:
+            case ReplicaReady():
+                self._lose(replica, "it started anew", now, effects)
+                fleet.add(event, now)
+                effects.append(ReplicaJudged(replica, ReplicaState.READY, "connected"))
+            case ReplicaLost():
+                self._lose(replica, event.reason, now, effects)
+            case DrainReplica():
+                if replica in fleet.members:
+                    self._begin_drain(event, now, effects)
+                else:
+                    effects.append(ReplicaEmptied(replica))
+            case ResumeReplica():
+                if replica in fleet.drains:
+                    del fleet.drains[replica]
+                    effects.append(ReplicaJudged(replica, fleet.state(replica), "its drain is off"))
+            case _:
+                assert_never(event)
+
+    def judge(self, judgement: Judgement | None, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Carry out a change of trust: streams leave a suspect, unanswered ones an ejected one."""
+        if judgement is None:
+            return
+        replica, state, reason = judgement
+        effects.append(ReplicaJudged(replica, self._fleet.state(replica), reason))
+        attempts = self._fleet.members[replica].attempts.values()
+        gone = state is ReplicaState.SUSPECT
+        out = state is ReplicaState.EJECTED
+        for attempt in [each for each in attempts if gone or (out and not each.answered)]:
+            effects.extend(self._streams.lose(attempt, reason, now, cancel=True))
+
+    def check(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Do what is due by time: judge the silent, end drains that are over."""
+        for judgement in self._health.check(now):
+            self.judge(judgement, now, effects)
+        for replica, until in self._fleet.drains.items():
+            if until is not None and until <= now:
+                for attempt in list(self._fleet.members[replica].attempts.values()):
+                    effects.extend(self._streams.move(attempt, "its drain is over", now))
+
+    def note_empty(self, effects: list[RouterEffect]) -> None:
+        """Say which draining replicas have become empty."""
+        drains = self._fleet.drains
+        for replica, until in drains.items():
+            if until is not None and not self._fleet.members[replica].attempts:
+                drains[replica] = None
+                effects.append(ReplicaEmptied(replica))
+
+    def _begin_drain(self, event: DrainReplica, now: Seconds, effects: list[RouterEffect]) -> None:
+        """A second order changes the limit of the first, if it is not over."""
+        drains, replica = self._fleet.drains, event.replica
+        if replica not in drains:
+            drains[replica] = now + event.limit
+            reason = f"told to drain within {event.limit:.0f} s"
+            effects.append(ReplicaJudged(replica, self._fleet.state(replica), reason))
+        elif drains[replica] is not None:
+            drains[replica] = now + event.limit
+
+    def _lose(
+        self, replica: ReplicaId, reason: str, now: Seconds, effects: list[RouterEffect]
+    ) -> None:
+        member = self._fleet.members.get(replica)
+        if member is None:
+            return
+        effects.append(ReplicaJudged(replica, ReplicaState.LOST, reason))
+        for attempt in list(member.attempts.values()):
+            effects.extend(self._streams.lose(attempt, reason, now, cancel=False))
+        if self._fleet.drains.get(replica) is not None:
+            effects.append(ReplicaEmptied(replica))
+        self._fleet.remove(replica)

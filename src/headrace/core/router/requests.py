@@ -1,0 +1,76 @@
+"""What the Router keeps of a request: what was delivered, where it is, where it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from struct import iter_unpack
+from typing import TYPE_CHECKING
+
+from headrace.types import BlockKey, RequestId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headrace.types import ReplicaId, Request, TokenId, Tokens
+
+_DIGEST = "<Q24x"  # of SHA-256, the 8 bytes that are the key
+
+
+def keys_of(digests: Sequence[bytes]) -> tuple[BlockKey, ...]:
+    """Return ``types.block_key`` of each digest of 32 bytes."""
+    return tuple(map(BlockKey, chain.from_iterable(iter_unpack(_DIGEST, b"".join(digests)))))
+
+
+@dataclass(slots=True)
+class Tracked:
+    """An accepted request that has not ended; ``attempt`` is None while it waits."""
+
+    request: Request  # as its client sent it
+    group: RequestId  # the first id of those it waits with
+    prompt_tokens: Tokens
+    keys: tuple[BlockKey, ...] = ()
+    attempt: Attempt | None = None
+    tokens: list[TokenId] = field(default_factory=list)  # delivered
+    answered: bool = False  # an Output was delivered, if only an empty one
+    num_attempts: int = 0
+    num_losses: int = 0  # replicas that were lost or hung under it
+    num_retries: int = 0
+    tried: tuple[ReplicaId, ...] = ()  # replicas on which it failed or was lost
+
+    @property
+    def id(self) -> RequestId:
+        """The client's."""
+        return self.request.id
+
+    @property
+    def num_tokens_left(self) -> Tokens:
+        """What may still come."""
+        return self.request.max_tokens - len(self.tokens)
+
+    def next_request(self) -> Request:
+        """Return what to send for the next attempt: it goes on after the last delivered token."""
+        if not self.num_attempts:
+            return self.request
+        request, tokens = self.request, self.tokens
+        return replace(
+            request,
+            id=RequestId(f"{request.id}~{self.num_attempts + 1}"),
+            prompt=request.prompt + tuple(tokens),
+            max_tokens=self.num_tokens_left,
+            num_prior=request.num_prior + len(tokens),
+        )
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One stay of a request at one replica, and what it counts for in that replica's load."""
+
+    id: RequestId
+    tracked: Tracked
+    replica: ReplicaId
+    uncached: Tokens  # prompt tokens to compute there, as was believed at dispatch
+    expected: tuple[BlockKey, ...]  # in the prefix index until the first token
+    tokens: list[TokenId]  # the request's own list: one look-up less for each output
+    renames: RequestId | None  # the client's id, where it is another one than the attempt's
+    answered: bool = False

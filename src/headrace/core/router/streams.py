@@ -1,0 +1,185 @@
+"""Streams: the life of accepted requests from their first attempt to their one end.
+
+A request ends exactly once: by an Output with ``finish``, by Fail, or because nobody wants it. An
+attempt that is given up is unknown from then on, so that whatever its replica still says of it
+reaches nobody (fencing); its request goes on behind the last token that was delivered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.core.router.events import CancelAt, Deliver, Fail, GoOn
+from headrace.core.router.pace import whole_seconds
+from headrace.core.router.retries import RetryBudget
+from headrace.core.router.waiting import Deadlines, WaitingQueue
+from headrace.errors import DeadlineExceeded, InvariantBroken, ReplicaLost
+from headrace.types import FinishReason, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.core.router.events import AttemptFailed, Outputs, RouterEffect
+    from headrace.core.router.fleet import Fleet, Member
+    from headrace.core.router.limits import RouterLimits
+    from headrace.core.router.pace import Pace
+    from headrace.core.router.requests import Attempt, Tracked
+    from headrace.types import RequestId, Seconds
+
+
+def deadline_failure(request_id: RequestId) -> Fail:
+    """Return the end of a request that has no time left."""
+    return Fail(request_id, DeadlineExceeded.code, "the request's time is over")
+
+
+class Streams:
+    """All accepted requests that have not ended."""
+
+    def __init__(self, limits: RouterLimits, fleet: Fleet, pace: Pace) -> None:
+        self.alive: dict[RequestId, Tracked] = {}
+        self.queue = WaitingQueue(max_requests=limits.max_waiting, max_wait=limits.max_wait)
+        self.deadlines = Deadlines()
+        self._limits = limits
+        self._fleet = fleet
+        self._pace = pace
+        self._budget = RetryBudget(limits.retry_share)
+
+    def admit(self, members: dict[RequestId, Tracked], now: Seconds) -> None:
+        """Accept a group: it waits for its place."""
+        self.alive.update(members)
+        self.queue.append(members, now)
+        self._budget.earn(len(members))
+        for tracked in members.values():
+            self._pace.note_prompt(tracked.prompt_tokens)
+            if tracked.request.deadline is not None:
+                self.deadlines.add(tracked.request.deadline, tracked.id)
+
+    def deliver(
+        self, event: Outputs, member: Member, now: Seconds, effects: list[RouterEffect]
+    ) -> int:
+        """Pass on the tokens of attempts that are still wanted; return how many ended well."""
+        attempts = member.attempts
+        wanted, num_tokens, num_ended = [], 0, 0
+        for output in event.outputs:
+            attempt = attempts.get(output.request_id)
+            if attempt is None:
+                continue  # cancelled meanwhile, or given up
+            tokens = output.tokens
+            attempt.tokens.extend(tokens)
+            num_tokens += len(tokens)
+            if output.finish is not None or not attempt.answered:
+                self._turn(attempt, output.finish, now)
+                num_ended += output.finish not in (None, FinishReason.ERROR)
+            client = attempt.renames
+            wanted.append(Output._make((client, *output[1:])) if client else output)
+        member.view.context_tokens += num_tokens
+        if wanted:
+            effects.append(Deliver(tuple(wanted)))
+        return num_ended
+
+    def forget(self, ids: Iterable[RequestId], now: Seconds, effects: list[RouterEffect]) -> None:
+        """Drop requests that nobody wants; their replicas are told."""
+        for request_id in ids:
+            tracked = self.alive.get(request_id)
+            if tracked is None:
+                continue
+            if (attempt := tracked.attempt) is not None:
+                effects.append(CancelAt(attempt.replica, attempt.id))
+            self._end(tracked, now)
+
+    def fail(self, tracked: Tracked, failure: Fail, now: Seconds) -> Fail:
+        """End a request that no replica works on, or whose replica was told; return ``failure``."""
+        self._end(tracked, now)
+        return failure
+
+    def lose(
+        self, attempt: Attempt, reason: str, now: Seconds, *, cancel: bool
+    ) -> list[RouterEffect]:
+        """Give up an attempt because its replica is gone, or (``cancel``) may be."""
+        tracked = attempt.tracked
+        tracked.num_losses += 1
+        may_go_on = tracked.num_losses <= self._limits.max_migrations
+        return self._give_up(attempt, reason, now, cancel=cancel, may_go_on=may_go_on)
+
+    def move(self, attempt: Attempt, reason: str, now: Seconds) -> list[RouterEffect]:
+        """Give up an attempt at a replica that lives, and is to be empty."""
+        may_go_on = self._limits.max_migrations > 0
+        return self._give_up(attempt, reason, now, cancel=True, may_go_on=may_go_on)
+
+    def retry(self, attempt: Attempt, event: AttemptFailed, now: Seconds) -> list[RouterEffect]:
+        """Try again elsewhere what its replica could not do, or fail with what it said."""
+        tracked, limits = attempt.tracked, self._limits
+        tracked.num_retries += 1
+        tracked.num_losses += tracked.answered
+        may_go_on = (
+            event.retryable
+            and self._can_continue(tracked)
+            and tracked.num_retries <= limits.max_retries
+            and (not tracked.answered or tracked.num_losses <= limits.max_migrations)
+            and self._budget.spend()
+        )
+        if may_go_on:
+            return self._give_up(attempt, event.reason, now, cancel=False, may_go_on=True)
+        busy = event.busy_for
+        retry_after = None if busy is None else whole_seconds(busy, limits.max_busy)
+        failure = Fail(tracked.id, event.code, event.reason, retry_after)
+        return [self.fail(tracked, failure, now)]
+
+    def check_integrity(self) -> None:
+        """Raise InvariantBroken unless every request is in one place."""
+        self.queue.check_integrity()
+        placed = [t for t in self.alive.values() if t.attempt is not None]
+        if len(placed) + len(self.queue) != len(self.alive):
+            raise InvariantBroken(
+                f"{len(placed)} at replicas + {len(self.queue)} waiting != {len(self.alive)}"
+            )
+        known = sum(len(member.attempts) for member in self._fleet.members.values())
+        if known != len(placed):
+            raise InvariantBroken(f"{known} attempts at replicas, {len(placed)} of requests")
+        for tracked in placed:
+            attempt = tracked.attempt
+            if attempt is None or attempt.tokens is not tracked.tokens:
+                raise InvariantBroken(f"{tracked.id}: its attempt has other tokens")
+        if len(self.deadlines) > 2 * len(self.alive) + 64:
+            raise InvariantBroken(f"{len(self.deadlines)} deadlines of {len(self.alive)} requests")
+
+    def _turn(self, attempt: Attempt, finish: FinishReason | None, now: Seconds) -> None:
+        """Take note of an output that is the first or the last of an attempt."""
+        if not attempt.answered:
+            attempt.tracked.answered = True
+            self._fleet.note_answer(attempt)
+        if finish is not None:
+            self._end(attempt.tracked, now)
+
+    def _give_up(
+        self, attempt: Attempt, reason: str, now: Seconds, *, cancel: bool, may_go_on: bool
+    ) -> list[RouterEffect]:
+        tracked, replica = attempt.tracked, attempt.replica
+        told: list[RouterEffect] = [CancelAt(replica, attempt.id)] if cancel else []
+        if not tracked.num_tokens_left:  # only its end is missing
+            self._end(tracked, now)
+            return [*told, Deliver((Output(tracked.id, (), FinishReason.LENGTH, 0),))]
+        deadline = tracked.request.deadline
+        if deadline is not None and deadline <= now:
+            return [*told, self.fail(tracked, deadline_failure(tracked.id), now)]
+        if not may_go_on or not self._can_continue(tracked):
+            message = f"replica {replica} was lost: {reason}"
+            failure = Fail(tracked.id, ReplicaLost.code, message, 1.0)
+            return [*told, self.fail(tracked, failure, now)]
+        self._fleet.release(attempt)
+        tracked.attempt = None
+        tracked.tried = (*tracked.tried, replica)
+        self.queue.take_back(tracked, now)
+        return [GoOn(tracked.id, replica, reason, len(tracked.tokens)), *told]
+
+    def _can_continue(self, tracked: Tracked) -> bool:
+        return self._limits.continues or not tracked.answered
+
+    def _end(self, tracked: Tracked, now: Seconds) -> None:
+        del self.alive[tracked.id]
+        if tracked.attempt is None:
+            self.queue.remove(tracked)
+        else:
+            self._fleet.release(tracked.attempt)
+            self._pace.note_end(now)
+        self.deadlines.sweep(self.alive)

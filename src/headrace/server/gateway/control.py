@@ -1,0 +1,130 @@
+"""The gateway's end of the control connection: the table of replicas comes in, load goes out.
+
+One controller at a time: a new connection ends the one before it. Frames as between gateway and
+engine; the socket's mode is 0600.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Final, assert_never
+
+from headrace.messages import Answer, Ask, Emptied, Members, decode_from_controller
+from headrace.server.transport.frames import FrameConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from headrace.messages import Member, PoolReport
+    from headrace.server.gateway.http.messages import Response
+    from headrace.server.transport.frames import ConnectionLimits
+    from headrace.types import ReplicaId, Seconds
+
+REPORT_SECONDS: Final[Seconds] = 0.25
+"""Between two PoolReports."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class ControlDoor:
+    """Listens for the controller.
+
+    ``gateway`` is this gateway's name; ``update`` takes each new table of members, ``report``
+    says what the load is, ``answer`` answers questions by path.
+    """
+
+    def __init__(
+        self,
+        *,
+        gateway: str,
+        update: Callable[[tuple[Member, ...]], None],
+        report: Callable[[], PoolReport],
+        answer: Callable[[str], Response],
+        limits: ConnectionLimits,
+    ) -> None:
+        self._gateway = gateway
+        self._update = update
+        self._report_load = report
+        self._answer_path = answer
+        self._limits = limits
+        self._connection: FrameConnection | None = None
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen at ``path``; what is there from an earlier process is replaced."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: FrameConnection(self, self._limits), sock=_bind(path)
+        )
+        self._report()
+
+    def close(self) -> None:
+        """Take no questions any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._server is not None:
+            self._server.close()
+        if self._connection is not None:
+            self._connection.close("the gateway is shutting down")
+
+    def emptied(self, replica: ReplicaId) -> None:
+        """Tell the controller that a draining replica has none of our requests left."""
+        if self._connection is not None:
+            self._connection.send(Emptied(self._gateway, replica))
+
+    def opened(self, connection: FrameConnection) -> None:
+        """See FramePeer."""
+        previous, self._connection = self._connection, connection
+        if previous is not None:
+            previous.abort("another controller has come")
+        _LOG.info("the controller is connected")
+
+    def received(self, connection: FrameConnection, payload: bytes) -> None:
+        """See FramePeer."""
+        message = decode_from_controller(payload)
+        if connection is not self._connection:
+            return
+        match message:
+            case Members(members):
+                self._update(members)
+            case Ask(number, path):
+                connection.send(self._answer(number, path))
+            case _:
+                assert_never(message)
+
+    def closed(self, connection: FrameConnection, reason: str) -> None:
+        """See FramePeer. Requests go on with the replicas of the last table."""
+        if connection is self._connection:
+            self._connection = None
+            _LOG.warning("the controller is gone: %s", reason)
+
+    def _answer(self, number: int, path: str) -> Answer:
+        response = self._answer_path(path)
+        return Answer(number, response.status, response.content_type.decode(), response.body)
+
+    def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(REPORT_SECONDS, self._report)
+        connection = self._connection
+        if connection is not None and not connection.is_congested:
+            connection.send(self._report_load())
+
+
+def _bind(path: Path) -> socket.socket:
+    """Return a socket bound to a new file, mode 0600 from the first moment."""
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(previous)
+    return listening

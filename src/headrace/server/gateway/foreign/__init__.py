@@ -1,0 +1,1 @@
+"""Pass-through to replicas that are not ours: any server that speaks OpenAI's HTTP."""

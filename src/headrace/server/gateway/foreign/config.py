@@ -1,0 +1,65 @@
+"""Settings of pass-through to foreign replicas, and what a gateway process is told of each."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Bytes = Annotated[int, Meta(ge=1024, le=1 << 30)]
+_Number = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How foreign replicas are talked to, and how long they may be silent."""
+
+    api_key: Annotated[
+        str, Meta(max_length=4096, description="key sent to the replicas; empty: none")
+    ] = ""
+    connect_timeout: Annotated[_Seconds, Meta(description="for a connection to a replica")] = 1.0
+    first_event_timeout: Annotated[
+        _Seconds, Meta(description="from a streamed request to its first event, for short prompts")
+    ] = 30.0
+    first_event_per_token: Annotated[
+        float, Meta(ge=0, le=1, description="seconds that each prompt token adds to that")
+    ] = 0.001
+    silence_timeout: Annotated[
+        _Seconds, Meta(description="between two pieces of an answer that has begun")
+    ] = 10.0
+    keep_seconds: Annotated[
+        _Seconds, Meta(description="an unused connection to a replica is kept so long")
+    ] = 4.0
+    max_kept: Annotated[_Number, Meta(description="unused connections kept to one replica")] = 256
+    max_answer_bytes: Annotated[
+        _Bytes, Meta(description="body of an answer that is not streamed")
+    ] = 32 * 1024 * 1024
+    max_event_bytes: Annotated[_Bytes, Meta(description="one event of a stream")] = 1024 * 1024
+    poll_period: Annotated[_Seconds, Meta(description="between two looks at a replica")] = 2.0
+    poll_timeout: Annotated[_Seconds, Meta(description="for an answer to such a look")] = 2.0
+    poll_failures: Annotated[
+        int, Meta(ge=1, le=100, description="looks in a row without an answer: it is lost")
+    ] = 3
+    sweep_period: Annotated[
+        _Seconds, Meta(description="how often these times are looked at: their precision")
+    ] = 0.25
+
+
+class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One foreign replica. ``prefix`` is what its paths begin with, often empty."""
+
+    name: str
+    host: str
+    port: int
+    prefix: str = ""
+    tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """For people."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
+
+    @property
+    def authority(self) -> str:
+        """The Host header field."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -1,0 +1,135 @@
+"""OpenAI's paths in front of foreign replicas: what comes in goes on as it came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import msgspec
+
+from headrace.errors import ModelNotFound
+from headrace.server.gateway.foreign.passage import Passage, PassedRequest
+from headrace.server.gateway.foreign.scanning import name_chunks, scan
+from headrace.server.gateway.http.messages import Response
+from headrace.types import Request, RequestId
+
+if TYPE_CHECKING:
+    from headrace.clock import Clock
+    from headrace.monitoring.records import RequestRecord
+    from headrace.server.gateway.book import Book
+    from headrace.server.gateway.figures import Figures
+    from headrace.server.gateway.foreign.answers import Billing
+    from headrace.server.gateway.foreign.pools import ModelPool, ModelPools
+    from headrace.server.gateway.foreign.scanning import RequestScan
+    from headrace.server.gateway.http.exchange import Exchange
+    from headrace.server.gateway.http.messages import HttpRequest, ResponseContext
+    from headrace.types import Seconds
+
+PASSED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+MODELS_PATH = "/v1/models/"
+
+_PASSED_FIELDS = (b"accept", b"content-type")
+"""Of a client's header fields those that replicas see, beside ``x-request-id``."""
+
+_USUAL_OUTPUT = 256  # tokens, for the balancer, where a client sets no limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassThrough:
+    """POST to one of PASSED_PATHS."""
+
+    pools: ModelPools
+    book: Book
+    figures: Figures
+    clock: Clock
+    request_timeout: Seconds
+
+    def serve(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Begin a passage; it answers. Raises RequestError."""
+        begun_at = self.clock.now()
+        found = scan(request.body)
+        pool = self.pools.resolve(found.model)
+        text = found.text
+        passed = PassedRequest(
+            path=request.head.path,
+            body=request.body,
+            headers=_passed_fields(request, exchange.context),
+            stream=found.stream is True,
+            prompt_bytes=len(text),
+            prompt_tokens=pool.estimate.tokens(len(text)),
+        )
+        record = self.book.open(
+            exchange.context,
+            tenant=exchange.context.principal.tenant,
+            begun_at=begun_at,
+            prompt_tokens=passed.prompt_tokens,
+        )
+        self._begin(pool, passed, exchange, record, self._request(pool, found, text, record))
+
+    def _request(
+        self, pool: ModelPool, found: RequestScan, text: bytes, record: RequestRecord
+    ) -> Request:
+        root = self.pools.root(pool, record.tenant, found.cache_salt)
+        return Request(
+            id=RequestId(record.id),
+            prompt=(),
+            max_tokens=found.output_limit or _USUAL_OUTPUT,
+            chain=name_chunks(root, text),
+            chain_root=root,
+            deadline=record.arrived_at + self.request_timeout,
+            tenant=record.tenant,
+        )
+
+    def _begin(
+        self,
+        pool: ModelPool,
+        passed: PassedRequest,
+        exchange: Exchange,
+        record: RequestRecord,
+        request: Request,
+    ) -> None:
+        def ended(passage: Passage, billing: Billing | None) -> None:
+            self.book.close(record)
+            if billing is not None:
+                pool.estimate.learn(passed.prompt_bytes, billing.prompt_tokens)
+
+        passage = Passage(
+            passed,
+            exchange,
+            record=record,
+            figures=self.figures,
+            release=pool.release,
+            ended=ended,
+        )
+        exchange.on_gone = lambda: passage.gone(self.clock.now())
+        pool.begin(passage, request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignModels:
+    """What the replicas serve, together."""
+
+    pools: ModelPools
+
+    def models(self, _request: HttpRequest, exchange: Exchange) -> None:
+        """GET /v1/models: each model as the first replica that has it describes it."""
+        cards = list(self.pools.cards.values())
+        exchange.reply(Response(200, msgspec.json.encode({"object": "list", "data": cards})))
+
+    def one_model(self, request: HttpRequest, exchange: Exchange) -> None:
+        """GET /v1/models/{id}."""
+        name = unquote(request.head.path.removeprefix(MODELS_PATH))
+        card = self.pools.cards.get(name)
+        if card is None:
+            self.pools.resolve(name)  # raises where nobody knows it
+            raise ModelNotFound(f"no replica serves {name[:100]!r} now", param="model")
+        exchange.reply(Response(200, bytes(card)))
+
+
+def _passed_fields(request: HttpRequest, context: ResponseContext) -> bytes:
+    fields = request.head.headers
+    lines = [name + b": " + fields[name] + b"\r\n" for name in _PASSED_FIELDS if name in fields]
+    request_id = context.client_request_id or context.request_id
+    lines.append(b"x-request-id: " + request_id.encode() + b"\r\n")
+    return b"".join(lines)

@@ -1,0 +1,192 @@
+"""One client's request on its way through, and its attempts at replicas.
+
+Nothing goes to the client before a replica has answered well: the first whole event of a stream,
+or the whole of another answer. Until then a failure is nobody's business but the Router's, which
+tries elsewhere. Afterwards the request belongs to that replica: if it breaks off, the client is
+told so in the stream, and never sees a finish that was none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.monitoring.records import RUNNING
+from headrace.server.gateway.http.messages import EVENT_STREAM, Response, error_json
+from headrace.types import FinishReason, Output, RequestId, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.errors import RequestError
+    from headrace.monitoring.records import Attempt as AttemptRecord
+    from headrace.monitoring.records import RequestRecord
+    from headrace.server.gateway.figures import Figures
+    from headrace.server.gateway.foreign.answers import Billing
+    from headrace.server.gateway.generation import Release
+    from headrace.server.gateway.http.exchange import Exchange
+    from headrace.types import Seconds, Tokens
+
+_DONE = b"data: [DONE]\n\n"
+_REFUSED = "refused"  # by the replica, with a status of its own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedRequest:
+    """What a client sent, and what was made of it."""
+
+    path: str
+    body: bytes | bytearray
+    headers: bytes  # further header lines for the replica, each with its line end
+    stream: bool
+    prompt_bytes: int
+    prompt_tokens: Tokens  # an estimate
+
+
+class Passage:
+    """Implements Asker (generations.py). Ends once: by an answer, an error, or because nobody asks.
+
+    ``ended`` is told when it is over, before its last bytes are written.
+    """
+
+    def __init__(
+        self,
+        request: PassedRequest,
+        exchange: Exchange,
+        *,
+        record: RequestRecord,
+        figures: Figures,
+        release: Release,
+        ended: Callable[[Passage, Billing | None], None],
+    ) -> None:
+        self.request = request
+        self.record = record
+        self.begun = False  # the client has got some of an answer
+        self.over = False
+        self._give_up: Callable[[], None] | None = None  # of the current attempt
+        self._exchange = exchange
+        self._figures = figures
+        self._release = release
+        self._ended = ended
+        self._last_at: Seconds = record.arrived_at
+        figures.accepted(1, request.prompt_tokens)
+
+    @property
+    def id(self) -> RequestId:
+        """The client's, as the Router knows it."""
+        return RequestId(self.record.id)
+
+    def hold(self, give_up: Callable[[], None]) -> None:
+        """A new attempt begins; whatever one before it still brings is not wanted any more."""
+        if self._give_up is not None:
+            self._give_up()
+        self._give_up = give_up
+
+    def placed(self, request_id: RequestId, attempt: AttemptRecord) -> None:
+        """It was sent to a replica."""
+        self.record.state = RUNNING
+        self.record.choices.setdefault(request_id, []).append(attempt)
+
+    def moved(self, request_id: RequestId, reason: str, now: Seconds) -> None:
+        """Its attempt was given up, and it waits for another place."""
+        attempt = self._attempt
+        if attempt is not None:
+            attempt.given_up_at = now
+            attempt.reason = reason
+
+    def push(self, output: Output, now: Seconds) -> None:
+        """The Router's echo of what was sent already."""
+
+    def flush(self) -> None:
+        """Everything was sent when it came."""
+
+    def send(self, events: bytes, content_type: bytes, num_events: int, now: Seconds) -> None:
+        """Send whole events of a stream; ``num_events`` of them count as a token each."""
+        self._note(num_events, now)
+        self._exchange.write(events, content_type)
+
+    def complete(
+        self,
+        events: bytes,
+        content_type: bytes,
+        num_events: int,
+        now: Seconds,
+        billing: Billing | None,
+    ) -> None:
+        """Send the end of a stream. What the replica bills is truer than what was counted."""
+        self._note(num_events, now)
+        self._end(FinishReason.STOP, now, billing)
+        self._exchange.write(events, content_type, last=True)
+
+    def reply(self, response: Response, billing: Billing | None, now: Seconds) -> None:
+        """Send a whole answer, which may be the replica's refusal."""
+        if response.status < 400:
+            self._note(0, now)
+            self._end(FinishReason.STOP, now, billing)
+        else:
+            self._end(_REFUSED, now)
+        self._exchange.reply(response)
+
+    def fail(self, error: RequestError, now: Seconds) -> None:
+        """There is no answer, or no more of it."""
+        if self.over:
+            return
+        self._end(error.code, now, unwanted=True)
+        if self._exchange.status == 0:
+            self._exchange.fail(error)
+        else:
+            event = b"data: " + error_json(error) + b"\n\n" + _DONE
+            self._exchange.write(event, EVENT_STREAM, last=True)
+
+    def gone(self, now: Seconds) -> None:
+        """The client has left."""
+        if not self.over:
+            self._end(FinishReason.ABORT, now, unwanted=True)
+
+    @property
+    def _attempt(self) -> AttemptRecord | None:
+        attempts = self.record.choices.get(self.id)
+        return attempts[-1] if attempts else None
+
+    def _note(self, num_events: int, now: Seconds) -> None:
+        """Some of the answer is here."""
+        if self.begun:
+            self._figures.next_tokens(now - self._last_at, num_events or 1, now)
+        else:
+            self.begun = True
+            self.record.ttft = now - self.record.arrived_at
+            self._figures.first_token(self.record.ttft, now)
+            if self._attempt is not None:
+                self._attempt.first_at = now
+        self._last_at = now
+        self.record.output_tokens += num_events
+
+    def _end(
+        self,
+        state: str,
+        now: Seconds,
+        billing: Billing | None = None,
+        *,
+        unwanted: bool = False,
+    ) -> None:
+        self.over = True
+        record, attempt = self.record, self._attempt
+        record.state = state
+        record.last_choice = self.id
+        if billing is not None:
+            record.prompt_tokens = billing.prompt_tokens
+            record.output_tokens = billing.output_tokens
+            record.cached_tokens = billing.cached_tokens
+        if attempt is not None and self.begun:
+            attempt.last_at = self._last_at
+        self._figures.ended(state, record.output_tokens)
+        usage = Usage(
+            prompt_tokens=record.prompt_tokens if self.begun else 0,
+            completion_tokens=record.output_tokens,
+            cached_tokens=record.cached_tokens,
+        )
+        self._figures.billed(usage, state, now)
+        if unwanted and self._give_up is not None:
+            self._give_up()
+        self._release((self.id,), unwanted=unwanted)
+        self._ended(self, billing)

@@ -1,0 +1,248 @@
+"""API keys: what they look like, and whose they are.
+
+A key is ``hr-``, 40 characters that hold 200 random bits, and 8 that check them (base 32 of
+RFC 4648 in lower case): a mistyped key is told from an unknown one, and nobody need look it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from base64 import b32encode
+from collections import Counter
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from headrace.clock import unix_time
+from headrace.errors import AuthenticationFailed, InvalidRequest, RateLimited, StartError
+from headrace.server.key_file import NAME_PATTERN, read_key_file, stamp_of
+from headrace.types import PriorityClass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from headrace.server.gateway.http.messages import RequestHead
+    from headrace.server.key_file import KeyBook, KeyEntry, Stamp
+
+KEY_BYTES = 25
+LOOK_SECONDS = 1.0
+"""How often a key file is looked at."""
+
+DEFAULT_TENANT = "default"
+TENANT_FIELD = b"x-headrace-tenant"
+_START = "hr-"
+_CHECK_BYTES = 5
+_PREFIX_LENGTH = len(_START) + 6
+_KEY = re.compile(r"hr-[a-z2-7]{48}")
+_NAME = re.compile(NAME_PATTERN)
+_CLASSES = tuple(PriorityClass)  # most urgent first
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who asks. ``highest`` caps the class of requests; ``max_concurrent`` 0 is no limit."""
+
+    name: str
+    tenant: str = DEFAULT_TENANT
+    highest: PriorityClass = PriorityClass.INTERACTIVE
+    weight: float = 1.0
+    trusted: bool = False
+    max_concurrent: int = 0
+
+    def capped(self, wanted: PriorityClass) -> PriorityClass:
+        """Return the class that a request gets."""
+        return max(wanted, self.highest, key=_CLASSES.index)
+
+
+ANYBODY = Principal(name="anybody")
+"""Where no keys are wanted."""
+
+_API_KEY = Principal(name="api-key")
+"""Who has the key of the settings."""
+
+
+def new_key(random: bytes) -> str:
+    """Return the key of ``KEY_BYTES`` random bytes."""
+    body = b32encode(random).decode().lower()
+    return f"{_START}{body}{_checksum(body)}"
+
+
+def prefix_of(key: str) -> str:
+    """Return the beginning of a key, by which people know it."""
+    return key[:_PREFIX_LENGTH]
+
+
+def digest_of(key: str, pepper: str) -> str:
+    """Return what a key file holds of a key, in hexadecimal."""
+    return hmac.digest(bytes.fromhex(pepper), key.encode(), "sha256").hex()
+
+
+def _checksum(body: str) -> str:
+    return b32encode(sha256(body.encode()).digest()[:_CHECK_BYTES]).decode().lower()
+
+
+def _is_well_formed(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None and _checksum(key[3:43]) == key[43:]
+
+
+class KeyFile:
+    """A key file that is followed: the last good content counts."""
+
+    def __init__(self, path: Path, book: KeyBook, stamp: Stamp | None) -> None:
+        self.book = book
+        self._path = path
+        self._stamp = stamp
+        self._by_prefix = _by_prefix(book)
+
+    def look(self) -> None:
+        """Read it again if it was changed; a broken one is told of once, and not used."""
+        stamp = stamp_of(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.book = read_key_file(self._path)
+        except StartError as error:
+            _log.warning("%s. The keys read before stay in force", error)
+            return
+        self._by_prefix = _by_prefix(self.book)
+
+    def find(self, key: str) -> KeyEntry | None:
+        """Return the entry of a key, compared in constant time."""
+        given = digest_of(key, self.book.pepper)
+        found = None
+        for entry in self._by_prefix.get(prefix_of(key), ()):
+            if hmac.compare_digest(entry.hmac, given):
+                found = entry
+        return found
+
+
+class Keys:
+    """Who may come in: those with a key of the settings or of the key file; without both, all."""
+
+    def __init__(
+        self,
+        keys: Sequence[str] = (),
+        *,
+        file: KeyFile | None = None,
+        time: Callable[[], int] = unix_time,
+    ) -> None:
+        self._digests = tuple(sha256(key.encode()).digest() for key in keys)
+        self._file = file
+        self._time = time
+
+    @property
+    def cache_secret(self) -> bytes | None:
+        """What salts of the prefix cache derive from, if there is a key file."""
+        return None if self._file is None else bytes.fromhex(self._file.book.cache_secret)
+
+    def identify(self, head: RequestHead) -> Principal:
+        """Return who sent a request. Raises AuthenticationFailed, which never quotes the key.
+
+        Keys come as ``Authorization: Bearer`` or ``x-api-key``.
+        """
+        if not self._digests and self._file is None:
+            return ANYBODY
+        key = _given(head)
+        digest = sha256(key).digest()
+        if any([hmac.compare_digest(digest, own) for own in self._digests]):  # always all
+            return _API_KEY
+        if not key or self._file is None:
+            raise AuthenticationFailed(
+                "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
+            )
+        return _speaker(self._principal(key.decode("latin-1"), self._file), head)
+
+    async def follow(self) -> None:
+        """Look at the key file now and then, until cancelled."""
+        while self._file is not None:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._file.look()
+
+    def _principal(self, key: str, file: KeyFile) -> Principal:
+        if not _is_well_formed(key):
+            raise AuthenticationFailed(
+                "this API key is mistyped or incomplete: copy it again, all 51 characters from "
+                "'hr-' on"
+            )
+        entry = file.find(key)
+        if entry is None:
+            raise AuthenticationFailed("this API key is not known here; ask for another")
+        if entry.revoked is not None:
+            raise AuthenticationFailed("this API key was revoked; ask for another")
+        if entry.expires is not None and entry.expires <= self._time():
+            raise AuthenticationFailed("this API key has expired; ask for another")
+        return Principal(
+            name=entry.name,
+            tenant=entry.tenant,
+            highest=entry.highest,
+            weight=entry.weight,
+            trusted=entry.trusted,
+            max_concurrent=entry.max_concurrent,
+        )
+
+
+class Seats:
+    """How many requests each key has open, for those that have a limit."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+
+    def take(self, principal: Principal) -> None:
+        """Count a request. Raises RateLimited, and counts nothing, where it is one too many."""
+        limit = principal.max_concurrent
+        if not limit:
+            return
+        if self._taken[principal.name] >= limit:
+            raise RateLimited(
+                f"this API key may have {limit} requests open at a time; wait for one",
+                retry_after=1.0,
+            )
+        self._taken[principal.name] += 1
+
+    def leave(self, principal: Principal) -> None:
+        """A counted request has ended."""
+        if principal.max_concurrent:
+            self._taken[principal.name] -= 1
+
+
+def open_keys(keys: Sequence[str], path: Path | None) -> Keys:
+    """Return the keys of a gateway. Raises UsageError for a key file that cannot be used."""
+    if path is None:
+        return Keys(keys)
+    stamp = stamp_of(path)  # first: a change while it is read is seen later
+    return Keys(keys, file=KeyFile(path, read_key_file(path), stamp))
+
+
+def _by_prefix(book: KeyBook) -> dict[str, list[KeyEntry]]:
+    entries: dict[str, list[KeyEntry]] = {}
+    for entry in book.keys:
+        entries.setdefault(entry.prefix, []).append(entry)
+    return entries
+
+
+def _given(head: RequestHead) -> bytes:
+    scheme, _, key = head.headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer":
+        key = head.headers.get(b"x-api-key", b"")
+    return key.strip()
+
+
+def _speaker(principal: Principal, head: RequestHead) -> Principal:
+    """Believe a trusted key for whom it speaks."""
+    tenant = head.headers.get(TENANT_FIELD)
+    if tenant is None or not principal.trusted:
+        return principal
+    name = tenant.decode("latin-1")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidRequest(
+            "x-headrace-tenant must be 1 to 64 letters, digits, '.', '_' or '-'",
+            param="x-headrace-tenant",
+        )
+    return replace(principal, tenant=name)

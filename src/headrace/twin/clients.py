@@ -1,0 +1,115 @@
+"""Clients: send the requests of a trace, at their times or so many at a time, and listen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.core.kvcache.chain import prompt_chain
+from headrace.core.router.events import RequestArrived
+from headrace.machine import Source
+from headrace.twin.ledger import Ledger, Stream
+from headrace.twin.texts import prompt_of, text_of
+from headrace.types import Request, RequestId, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headrace.executor.base import ExecutorSpec
+    from headrace.twin.simulator import Simulator
+    from headrace.twin.traces.arrivals import Arrival
+    from headrace.types import Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Makes requests of arrivals, tokens and block digests as a gateway does."""
+
+    spec: ExecutorSpec
+    chain_root: bytes
+    timeout: Seconds
+
+    def request(self, arrival: Arrival, name: str, now: Seconds) -> Request:
+        """Return what is sent; its deadline is on the clock that ``now`` is of."""
+        prompt = prompt_of(arrival.prompt, self.spec.vocab_size)
+        return Request(
+            id=RequestId(name),
+            prompt=prompt,
+            max_tokens=arrival.max_tokens,
+            sampling=SamplingParams(seed=arrival.seed),
+            chain=prompt_chain(self.chain_root, prompt, self.spec.block_size),
+            chain_root=self.chain_root,
+            deadline=now + self.timeout,
+        )
+
+    def stream(self, arrival: Arrival, now: Seconds) -> Stream:
+        """Return what its client is to get."""
+        room = max(1, self.spec.max_model_len - arrival.prompt_tokens)
+        return Stream(
+            began=now,
+            prompt_tokens=arrival.prompt_tokens,
+            max_tokens=min(arrival.max_tokens, room),
+            text=text_of(arrival.seed, self.spec.vocab_size),
+        )
+
+
+class Clients:
+    """Sends one arrival after the other; a prompt's tokens exist from its arrival to its end."""
+
+    def __init__(
+        self,
+        arrivals: Iterator[Arrival],
+        writer: Writer,
+        *,
+        simulator: Simulator,
+        concurrency: int | None,
+        on_done: Callable[[], None],
+    ) -> None:
+        self.ledger = Ledger(self._ended)
+        self._arrivals = arrivals
+        self._writer = writer
+        self._simulator = simulator
+        self._concurrency = concurrency
+        self._on_done = on_done
+        self._send: Callable[[RequestArrived], None] = _nowhere
+        self._now: Callable[[], Seconds] = lambda: simulator.now
+        self._is_exhausted = False
+
+    @property
+    def are_done(self) -> bool:
+        """Whether every request of the trace has ended."""
+        return self._is_exhausted and not self.ledger.num_open
+
+    def start(self, send: Callable[[RequestArrived], None], now: Callable[[], Seconds]) -> None:
+        """Begin to send. ``now`` reads the gateway's clock, for deadlines."""
+        self._send, self._now = send, now
+        for _ in range(self._concurrency or 1):
+            self._next()
+
+    def _next(self) -> None:
+        arrival = next(self._arrivals, None)
+        if arrival is None:
+            self._is_exhausted = True
+            if self.are_done:
+                self._on_done()
+            return
+        at = self._simulator.now if self._concurrency else max(arrival.at, self._simulator.now)
+        self._simulator.call_at(at, lambda: self._arrive(arrival), Source.PEER)
+
+    def _arrive(self, arrival: Arrival) -> None:
+        ledger, writer = self.ledger, self._writer
+        request = writer.request(arrival, f"q{ledger.num_requests}", self._now())
+        ledger.begin(request.id, writer.stream(arrival, self._simulator.now))
+        if not self._concurrency:
+            self._next()
+        self._send(RequestArrived((request,)))
+
+    def _ended(self) -> None:
+        if self._concurrency:
+            self._next()
+        elif self.are_done:
+            self._on_done()
+
+
+def _nowhere(event: RequestArrived) -> None:
+    raise AssertionError(f"{event} before start")

@@ -1,0 +1,1 @@
+"""Traces: who asked for what, when. One module a format; ``open_trace`` finds the right one."""

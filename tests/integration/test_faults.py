@@ -1,0 +1,56 @@
+"""Replicas killed, hung and left under load: the fault suite of benchmarks/faults, made short."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SUITE = Path(__file__).parents[2] / "benchmarks" / "faults" / "run.py"
+SURVIVED = ("F1", "F2", "F3", "F4", "F11")
+MORE = ("F8", "F27a", "F27b", "F27c")
+
+
+def play(fault: str, report: Path, *arguments: str, limit: float = 50) -> list[dict[str, Any]]:
+    """Run the suite; return its runs. A broken promise is an assertion that shows them all."""
+    command = (sys.executable, SUITE, "--faults", fault, "--quick", "--json", report, *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs: list[dict[str, Any]] = json.loads(report.read_bytes())["runs"]
+    return runs
+
+
+def assert_nothing_was_lost(run: dict[str, Any]) -> None:
+    verdict = run["verdict"]
+    assert verdict["failed"] == 0
+    assert verdict["requests"] == verdict["answered"] + verdict["left"] > 8
+    wrong = ("lost_tokens", "duplicated_tokens", "foreign_tokens", "wrong_texts", "wrong_usages")
+    assert [verdict[name] for name in wrong] == [0] * len(wrong)
+    assert run["faults"] == []
+
+
+@pytest.mark.parametrize("fault", SURVIVED)
+def test_no_request_fails_and_no_token_is_wrong(fault: str, tmp_path: Path):
+    (run,) = play(fault, tmp_path / "report.json", "--migration", "on")
+    assert_nothing_was_lost(run)
+    assert run["kv_blocks_held"] == 0
+    assert fault == "F11" or run["moved"] > 0
+
+
+def test_without_migration_a_killed_replica_costs_requests(tmp_path: Path):
+    (run,) = play("F2", tmp_path / "report.json", "--migration", "off")
+    assert run["verdict"]["failed"] > 0
+    assert run["verdict"]["wrong_texts"] == 0  # what came before the error was right
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fault", [*SURVIVED, *MORE])
+def test_no_request_fails_at_any_moment(fault: str, tmp_path: Path):
+    arguments = ("--migration", "on", "--seeds", "5", "--first-seed", "1")
+    for run in play(fault, tmp_path / "report.json", *arguments, limit=220):
+        assert_nothing_was_lost(run)
