@@ -48,7 +48,7 @@ USUAL_SECONDS = 100.0
 TOKENS = (40, 90)
 """Of an answer, from and to."""
 
-CALM, BUSY, BUSY_SIMULATED = 0.2, 1.0, 2.4
+CALM, BUSY, BUSY_SIMULATED = 0.2, 1.4, 2.4
 """Load, as a share of what one replica alone can do here: real ones share the processor."""
 
 LOOKS_A_SECOND = round(1 / LOOK_S)
@@ -66,14 +66,14 @@ def settings(directory: Path, *, scale: float) -> Mapping[str, str]:
         "ENGINE_THREADS": "1",
         "ENGINE_PRECISION": "f32",
         "ENGINE_KV_PRECISION": "f32",
-        "ENGINE_KV_CACHE_TOKENS": "768",
+        "ENGINE_KV_CACHE_TOKENS": "896",
         "AUTOSCALER_KV_LIMIT": "0.5",
         "ENGINE_SIMULATED_SPEED": "1.5",
         "AUTOSCALER_TARGET_TTFT": "0.8",
         "AUTOSCALER_SHORT_WINDOW": f"{3 * scale:g}",
-        "AUTOSCALER_LONG_WINDOW": f"{8 * scale:g}",
+        "AUTOSCALER_LONG_WINDOW": f"{5 * scale:g}",
         "AUTOSCALER_SCALE_OUT_AFTER": f"{1.5 * scale:g}",
-        "AUTOSCALER_SCALE_IN_AFTER": f"{8 * scale:g}",
+        "AUTOSCALER_SCALE_IN_AFTER": f"{5 * scale:g}",
         "AUTOSCALER_COOLDOWN": f"{3 * scale:g}",
         "AUTOSCALER_START_GUESS": f"{4 * scale:g}",
         "SERVER_RESTART_MIN_SECONDS": "0.5",

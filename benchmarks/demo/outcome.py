@@ -102,7 +102,7 @@ def report_lines(report: Report) -> Iterator[str]:
     )
     silence = report.longest_silence_s
     yield (
-        f"moved       {report.moved_requests} requests went on elsewhere"
+        f"moved       {report.moved_requests} of them went on at another replica"
         + (f"; longest silence in one {silence:.2f} s" if silence is not None else "")
     )
     yield f"cache       {report.cached_share:.0%} of prompt tokens were found in a prefix cache"

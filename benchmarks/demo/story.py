@@ -42,10 +42,10 @@ class Story:
     calm: float
     busy: float
     tokens: tuple[int, int] = (1, 1)  # of an answer, from and to
-    rise: tuple[float, float] = (0.06, 0.30)
-    fall: tuple[float, float] = (0.66, 0.76)
-    kill: float = 0.48
-    drain: float = 0.58
+    rise: tuple[float, float] = (0.05, 0.25)
+    fall: tuple[float, float] = (0.60, 0.70)
+    kill: float = 0.42
+    drain: float = 0.52
 
     def rate(self, at: Seconds) -> float:
         """Return the load at a time: calm, rising, busy, falling, calm."""

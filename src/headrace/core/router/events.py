@@ -191,7 +191,8 @@ class CancelAt:
 class GoOn:
     """An attempt is given up, and its request waits for another place. Comes before CancelAt.
 
-    ``num_tokens`` were delivered and are kept; 0 is a plain retry, more is a migration.
+    ``num_tokens`` were delivered and are kept: more than 0 is a migration, 0 a retry, or a request
+    that is placed anew because a replica has joined.
     """
 
     request_id: RequestId  # the client's

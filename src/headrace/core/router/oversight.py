@@ -21,6 +21,7 @@ from headrace.core.router.events import (
     ResumeReplica,
     WantSnapshot,
 )
+from headrace.core.router.rebalance import surplus
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -73,6 +74,8 @@ class Oversight:
                 self._lose(replica, "it started anew", now, effects)
                 fleet.add(event, now)
                 effects.append(ReplicaJudged(replica, ReplicaState.READY, "connected"))
+                for attempt in surplus(fleet, replica):
+                    effects.extend(self._streams.recall(attempt, f"{replica} has joined", now))
             case ReplicaLost():
                 self._lose(replica, event.reason, now, effects)
             case DrainReplica():

@@ -106,6 +106,13 @@ class Streams:
         may_go_on = self._limits.max_migrations > 0
         return self._give_up(attempt, reason, now, cancel=True, may_go_on=may_go_on)
 
+    def recall(self, attempt: Attempt, reason: str, now: Seconds) -> list[RouterEffect]:
+        """Take an attempt back that has not been answered; the same replica may get it again."""
+        tried = attempt.tracked.tried
+        effects = self._give_up(attempt, reason, now, cancel=True, may_go_on=True)
+        attempt.tracked.tried = tried
+        return effects
+
     def retry(self, attempt: Attempt, event: AttemptFailed, now: Seconds) -> list[RouterEffect]:
         """Try again elsewhere what its replica could not do, or fail with what it said."""
         tracked, limits = attempt.tracked, self._limits

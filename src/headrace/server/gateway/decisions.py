@@ -108,7 +108,7 @@ class Decisions:
         )
         log_event(
             _LOG,
-            logging.WARNING,
+            logging.WARNING if moved else logging.INFO,
             "request goes on elsewhere",
             id=move.request_id,
             replica=move.replica,
