@@ -70,7 +70,8 @@ class ControlDoor:
         if self._server is not None:
             self._server.close()
         if self._connection is not None:
-            self._connection.close("the gateway is shutting down")
+            connection, self._connection = self._connection, None
+            connection.close("the gateway is shutting down")
 
     def emptied(self, replica: ReplicaId) -> None:
         """Tell the controller that a draining replica has none of our requests left."""
