@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from headrace.cli.main import main
 from headrace.cli.ps import duration, page
@@ -70,6 +71,12 @@ def test_ps_shows_replicas_and_a_summary():
 )
 def test_durations_are_short(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_ps_prints_where_the_console_is():
+    url = "http://127.0.0.1:8001/#token=abc"
+    assert f"console   {url}" in page(replace(sample_state(), console=url)).splitlines()
+    assert "console" not in page(sample_state())
 
 
 def test_ps_json_is_the_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

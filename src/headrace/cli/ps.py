@@ -94,6 +94,8 @@ def _summary(state: ServerState) -> Iterator[str]:
         yield f"scaling   {state.desired} wanted, {state.floor} to {state.ceiling} allowed"
     for decision in state.scaling[-1:]:
         yield f"last      {decision.present} to {decision.desired}: {decision.reason}"
+    if state.console:
+        yield f"console   {state.console}"
     yield f"server    {state.url}, up {duration(state.uptime)}, headrace {state.version}"
 
 

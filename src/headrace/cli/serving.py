@@ -168,7 +168,12 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
         drain_limit=config.server.drain_seconds,
         clock=clock,
     )
-    about = About(version=__version__, url=url_of(server.listening), begun=server.begun)
+    about = About(
+        version=__version__,
+        url=url_of(server.listening),
+        begun=server.begun,
+        console="" if console is None else console.url,
+    )
     plane = AdminPlane(controller, gateway=link, about=about, clock=clock)
     link.bind(controller)
     if server.engine is not None:

@@ -100,6 +100,7 @@ class ServerState(Struct, frozen=True, kw_only=True):
     scaling: list[ScalingRow]
     gateway: GatewayState | None  # None while it does not answer
     replicas: list[ReplicaRow]  # all that exist, starting ones too
+    console: str = ""  # URL of its page, token included; empty: there is none
 
 
 class Span(Struct, frozen=True, kw_only=True):

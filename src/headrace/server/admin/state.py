@@ -28,6 +28,7 @@ class About:
     version: str
     url: str
     begun: Seconds
+    console: str = ""
 
 
 def server_state(
@@ -38,6 +39,7 @@ def server_state(
     return ServerState(
         version=about.version,
         url=about.url,
+        console=about.console,
         uptime=now - about.begun,
         floor=autoscaler.floor,
         ceiling=autoscaler.ceiling,
