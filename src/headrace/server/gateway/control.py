@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from typing import TYPE_CHECKING, Final, assert_never
 
 from headrace.messages import Answer, Ask, Emptied, Members, decode_from_controller
+from headrace.server.address import bind_unix
 from headrace.server.transport.frames import FrameConnection
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class ControlDoor:
         """Listen at ``path``; what is there from an earlier process is replaced."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(
-            lambda: FrameConnection(self, self._limits), sock=_bind(path)
+            lambda: FrameConnection(self, self._limits), sock=bind_unix(path)
         )
         self._report()
 
@@ -114,18 +113,3 @@ class ControlDoor:
         connection = self._connection
         if connection is not None and not connection.is_congested:
             connection.send(self._report_load())
-
-
-def _bind(path: Path) -> socket.socket:
-    """Return a socket bound to a new file, mode 0600 from the first moment."""
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-    except OSError:
-        listening.close()
-        raise
-    finally:
-        os.umask(previous)
-    return listening

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from typing import TYPE_CHECKING, assert_never
 
 from headrace.core.scheduler.events import Abort, Submit
@@ -22,6 +20,7 @@ from headrace.messages import (
     SubmitRequest,
     decode_to_engine,
 )
+from headrace.server.address import bind_unix
 from headrace.server.transport.convert import request_of, welcome_message
 from headrace.server.transport.door import objection
 from headrace.server.transport.frames import FrameConnection
@@ -42,21 +41,6 @@ MAX_GATEWAYS = 64
 """Connections to one engine: far more than one per gateway process."""
 
 _log = logging.getLogger(__name__)
-
-
-def _bind(path: Path) -> socket.socket:
-    """Return a socket bound to a new file at ``path``, mode 0600 from the first moment."""
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-    except OSError:
-        listening.close()
-        raise
-    finally:
-        os.umask(previous)
-    return listening
 
 
 class EngineListener:
@@ -93,7 +77,7 @@ class EngineListener:
         """Listen on a new socket at ``path`` that only this user may open."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(
-            lambda: FrameConnection(self, self._limits), sock=_bind(path)
+            lambda: FrameConnection(self, self._limits), sock=bind_unix(path)
         )
 
     async def drain(self) -> None:
