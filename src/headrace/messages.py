@@ -20,9 +20,9 @@ from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct, msgpack
 
-from headrace.types import FinishReason, PriorityClass, SamplingParams
+from headrace.types import Constraint, FinishReason, PriorityClass, SamplingParams
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Count = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
@@ -40,7 +40,7 @@ class Hello(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, ta
 class SubmitRequest(
     Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2, kw_only=True
 ):
-    """A generation; the fields are those of ``types.Request``."""
+    """A generation; the fields are those of ``types.Request``, its times as durations."""
 
     stream: U32
     request_id: Name
@@ -55,6 +55,11 @@ class SubmitRequest(
     time_left: float | None  # seconds
     tenant: str
     priority: PriorityClass
+    first_token_in: float | None = None  # seconds
+    itl: float | None = None  # seconds
+    session: str = ""
+    retention: float | None = None  # seconds
+    constraint: Constraint | None = None
 
 
 class AbortRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):

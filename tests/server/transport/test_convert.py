@@ -30,6 +30,8 @@ from headrace.server.transport.convert import (
     welcome_message,
 )
 from headrace.types import (
+    Constraint,
+    ConstraintKind,
     EngineTiming,
     FinishReason,
     Output,
@@ -68,6 +70,11 @@ requests = st.builds(
     deadline=st.none(),
     tenant=st.text(max_size=10),
     priority=st.sampled_from(PriorityClass),
+    first_token_by=st.none(),
+    itl=st.none() | reals,
+    session=st.text(max_size=10),
+    retention=st.none() | reals,
+    constraint=st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), st.text()),
 )
 logprobs = st.builds(
     TokenLogprobs, u32, reals, st.lists(st.tuples(u32, reals), max_size=3).map(tuple)
@@ -94,10 +101,13 @@ def test_a_request_survives_the_wire(request: Request):
 
 
 def test_a_deadline_is_carried_as_the_time_that_is_left():
-    request = Request(id=RequestId("r"), prompt=(1,), max_tokens=1, deadline=107.5)
+    request = Request(
+        id=RequestId("r"), prompt=(1,), max_tokens=1, deadline=107.5, first_token_by=101.0
+    )
     message = submit_message(request, stream=0, now=100.0)
-    assert message.time_left == 7.5
+    assert (message.time_left, message.first_token_in) == (7.5, 1.0)
     assert request_of(message, now=5.0).deadline == 12.5
+    assert request_of(message, now=5.0).first_token_by == 6.0
 
 
 @given(outputs)
@@ -140,7 +150,7 @@ def test_messages_have_the_fields_of_the_values_they_carry():
         f.name for f in dataclasses.fields(ReplicaDescription)
     )
     assert Beat.__struct_fields__ == tuple(f.name for f in dataclasses.fields(ReplicaProcess))
-    carried = {f.name for f in dataclasses.fields(Request)} - {"id", "deadline"}
+    carried = {f.name for f in dataclasses.fields(Request)} - {"id", "deadline", "first_token_by"}
     assert carried <= set(SubmitRequest.__struct_fields__)
 
 

@@ -72,6 +72,11 @@ def submit_message(request: Request, *, stream: int, now: Seconds) -> SubmitRequ
         time_left=None if request.deadline is None else request.deadline - now,
         tenant=request.tenant,
         priority=request.priority,
+        first_token_in=None if request.first_token_by is None else request.first_token_by - now,
+        itl=request.itl,
+        session=request.session,
+        retention=request.retention,
+        constraint=request.constraint,
     )
 
 
@@ -90,6 +95,11 @@ def request_of(message: SubmitRequest, *, now: Seconds) -> Request:
         deadline=None if message.time_left is None else now + message.time_left,
         tenant=message.tenant,
         priority=message.priority,
+        first_token_by=None if message.first_token_in is None else now + message.first_token_in,
+        itl=message.itl,
+        session=message.session,
+        retention=message.retention,
+        constraint=message.constraint,
     )
 
 

@@ -35,8 +35,9 @@ def objection(request: Request, *, vocab_size: int) -> str | None:
     """Return what is wrong with ``request``, in words for its sender, or None."""
     if request.min_tokens > request.max_tokens + request.num_prior:
         return f"min_tokens {request.min_tokens} is above max_tokens {request.max_tokens}"
-    if request.deadline is not None and not math.isfinite(request.deadline):
-        return "the deadline is not a number"
+    times = (request.deadline, request.first_token_by, request.itl, request.retention)
+    if any(time is not None and not math.isfinite(time) for time in times):
+        return "a deadline or target is not a number"
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         return f"more than {MAX_STOP_TOKEN_IDS} stop_token_ids"
     return _sampling_objection(request.sampling, vocab_size=vocab_size)
