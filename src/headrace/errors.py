@@ -20,6 +20,7 @@
     |   +-- ReplicaLost              502 worker_lost            retryable
     |   +-- Overloaded               503 overloaded             retryable
     |   +-- NotReady                 503 not_ready              retryable
+    |   +-- DeadlineInfeasible       503 deadline_infeasible    retryable
     |   +-- DeadlineExceeded         504 deadline_exceeded
     +-- StartError                 ends a command with exit_code and one clear line
     |   +-- UsageError               2
@@ -188,6 +189,15 @@ class NotReady(RequestError):
     status = 503
     code = "not_ready"
     kind = "overloaded_error"
+    retryable = True
+
+
+class DeadlineInfeasible(RequestError):
+    """What a request asks of its time cannot be had here now; said before any work is done."""
+
+    status = 503
+    code = "deadline_infeasible"
+    kind = "server_error"
     retryable = True
 
 

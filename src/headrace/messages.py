@@ -60,6 +60,7 @@ class SubmitRequest(
     session: str = ""
     retention: float | None = None  # seconds
     constraint: Constraint | None = None
+    weight: float = 1.0
 
 
 class AbortRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
@@ -151,6 +152,7 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     preemptions_total: Count
     step_seconds_total: float
     computed_tokens_total: Count = 0
+    recomputed_tokens_total: Count = 0
 
 
 class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):

@@ -124,6 +124,7 @@ class Request:
     session: str = ""
     retention: Seconds | None = None
     constraint: Constraint | None = None
+    weight: float = 1.0  # of the tenant, among tenants
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +190,4 @@ class ReportLoad:
     preemptions_total: int
     step_seconds_total: Seconds
     computed_tokens_total: int = 0  # prompt tokens that steps computed, again ones included
+    recomputed_tokens_total: int = 0  # of those, tokens that had been computed before a preemption

@@ -24,6 +24,8 @@ from headrace.core.scheduler.events import (
     StepFailed,
     Submit,
 )
+from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.preemption import Preemption
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
 from headrace.types import Request, RequestId
 
@@ -51,7 +53,8 @@ def request_of(
 
 
 def decodes_beside_a_long_prefill() -> EngineHarness:
-    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=10))
+    config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=10, order=Order.ARRIVAL)
+    engine = simulated_engine(SPEC, config)
     engine.submit(request_of("chat", range(5), max_tokens=5))
     engine.finish_step()
     engine.submit(request_of("long", range(100, 126), max_tokens=2))
@@ -69,14 +72,14 @@ def a_group_shares_its_prefix() -> EngineHarness:
 
 
 def the_newest_is_preempted() -> EngineHarness:
-    engine = simulated_engine(SPEC)
+    engine = simulated_engine(SPEC, SchedulerConfig(preemption=Preemption.LAST_IN))
     engine.submit(request_of("old", range(16), max_tokens=16))
     engine.submit(request_of("new", range(100, 116), max_tokens=9))
     return engine
 
 
 def a_big_one_is_passed_and_then_a_barrier() -> EngineHarness:
-    engine = simulated_engine(SPEC, SchedulerConfig(max_passes=2))
+    engine = simulated_engine(SPEC, SchedulerConfig(max_passes=2, order=Order.ARRIVAL))
     engine.submit(request_of("runs", range(16), max_tokens=8))
     engine.submit(request_of("big", range(100, 140), max_tokens=2))
     for index in range(4):

@@ -13,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.events import Submit
-from headrace.errors import ContextLengthExceeded
+from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.preemption import Preemption
+from headrace.errors import ContextLengthExceeded, DeadlineInfeasible
 from headrace.machine import Tick
 from headrace.testing.engines import GREEDY, Stream, simulated_engine, simulated_spec, undisturbed
-from headrace.types import FinishReason, Request, RequestId
+from headrace.types import FinishReason, PriorityClass, Request, RequestId
 
 VOCABULARY = 50
 PREFIXES = [[p] * 3 + list(range(p, p + 30)) for p in (3, 4)]
@@ -33,6 +35,9 @@ class EngineStates(RuleBasedStateMachine):
         depth=st.sampled_from([1, 2]),
         max_passes=st.sampled_from([0, 2, 16]),
         share_partial=st.booleans(),
+        order=st.sampled_from(Order),
+        preemption=st.sampled_from(Preemption),
+        itl=st.sampled_from([None, 0.001, 0.02]),
     )
     def build(
         self,
@@ -42,6 +47,9 @@ class EngineStates(RuleBasedStateMachine):
         depth: int,
         max_passes: int,
         share_partial: bool,
+        order: Order,
+        preemption: Preemption,
+        itl: float | None,
     ):
         self.spec = simulated_spec(
             num_blocks=num_blocks, block_size=block_size, max_model_len=60, vocab_size=VOCABULARY
@@ -52,6 +60,10 @@ class EngineStates(RuleBasedStateMachine):
             max_steps_in_flight=depth,
             max_passes=max_passes,
             share_partial=share_partial,
+            order=order,
+            preemption=preemption,
+            itl=itl,
+            batch_itl=itl,
         )
         self.engine = simulated_engine(self.spec, config)
         self.requests: dict[RequestId, Request] = {}
@@ -68,6 +80,8 @@ class EngineStates(RuleBasedStateMachine):
         stop=st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
         num_prior=st.integers(0, 3),
         patience=st.none() | st.floats(0.0, 3.0),
+        priority=st.sampled_from(PriorityClass),
+        tenant=st.sampled_from(["a", "b"]),
     )
     def submit(
         self,
@@ -79,6 +93,8 @@ class EngineStates(RuleBasedStateMachine):
         stop: list[int],
         num_prior: int,
         patience: float | None,
+        priority: PriorityClass,
+        tenant: str,
     ):
         prompt = (*PREFIXES[prefix][:num_shared], *tail) or (1,)
         request = Request(
@@ -90,6 +106,8 @@ class EngineStates(RuleBasedStateMachine):
             sampling=GREEDY,
             num_prior=min(num_prior, len(prompt) - 1),
             deadline=None if patience is None else self.engine.now + patience,
+            priority=priority,
+            tenant=tenant,
         )
         self.requests[request.id] = request
         self.alone[request.id] = undisturbed(request, self.spec)
@@ -99,6 +117,8 @@ class EngineStates(RuleBasedStateMachine):
         context = min(60, self.spec.num_blocks * self.spec.block_size)
         if len(prompt) >= context:
             assert self.engine.rejects[request.id].code == ContextLengthExceeded.code
+        elif request.id in self.engine.rejects and request.deadline is not None:
+            assert self.engine.rejects[request.id].code == DeadlineInfeasible.code
         elif request.id in self.engine.rejects:
             raise AssertionError(f"{self.engine.rejects[request.id]}")
 

@@ -15,7 +15,15 @@ import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.engine_core import build_engine_core
-from headrace.core.scheduler.events import Abort, EngineEffect, EngineEvent, StepDone, Submit
+from headrace.core.scheduler.events import (
+    Abort,
+    EngineEffect,
+    EngineEvent,
+    Reject,
+    StepDone,
+    Submit,
+)
+from headrace.errors import DeadlineInfeasible
 from headrace.executor.simulated import SimulatedExecutor
 from headrace.machine import Source
 from headrace.server.driver import AsyncioDriver
@@ -24,7 +32,15 @@ from headrace.testing.journal import Journal, replay
 from headrace.testing.virtual_loop import VirtualTimeLoop
 from headrace.twin.device import SimulatedDevice
 from headrace.twin.simulator import SimulatedDriver, Simulator
-from headrace.types import FinishReason, Output, ReportLoad, Request, RequestId, SamplingParams
+from headrace.types import (
+    FinishReason,
+    Output,
+    PriorityClass,
+    ReportLoad,
+    Request,
+    RequestId,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from headrace.types import Seconds
@@ -33,12 +49,17 @@ EngineJournal: TypeAlias = Journal[EngineEvent, EngineEffect]
 Arrivals: TypeAlias = list[tuple[float, Submit | Abort]]
 
 NUM_REQUESTS = 300
-SPEC = simulated_spec(num_blocks=24, block_size=16, max_model_len=512)
+SPEC = simulated_spec(num_blocks=16, block_size=16, max_model_len=512)
 
 
 def config_of(depth: int) -> SchedulerConfig:
     return SchedulerConfig(
-        max_num_seqs=12, max_num_batched_tokens=64, max_steps_in_flight=depth, report_period=0.3
+        max_num_seqs=12,
+        max_num_batched_tokens=64,
+        max_steps_in_flight=depth,
+        report_period=0.3,
+        itl=0.05,
+        batch_itl=0.1,
     )
 
 
@@ -60,6 +81,11 @@ def arrivals_of(seed: int, num_requests: int = NUM_REQUESTS) -> Arrivals:
             stop_token_ids=tuple(range(20)),
             sampling=SamplingParams(seed=index),
             deadline=now + random.choice([0.1, 0.3, 1.5]) if random.random() < 0.3 else None,
+            first_token_by=now + random.choice([0.2, 2.0]) if random.random() < 0.1 else None,
+            itl=random.choice([None, None, 0.03]),
+            priority=random.choice(list(PriorityClass)),
+            tenant=random.choice(["a", "a", "b"]),
+            weight=random.choice([1.0, 2.0]),
         )
         arrivals.append((now, Submit(request)))
         if random.random() < 0.25:
@@ -140,7 +166,9 @@ def test_the_run_that_is_compared_has_everything_in_it():
         for output in getattr(effect, "outputs", ())
         if isinstance(output, Output) and output.finish
     ]
-    assert len(ends) == NUM_REQUESTS
+    refused = [effect for effect in journal.effects if isinstance(effect, Reject)]
+    assert len(ends) + len(refused) == NUM_REQUESTS
+    assert {each.code for each in refused} == {DeadlineInfeasible.code}
     assert set(ends) == set(FinishReason) - {FinishReason.ERROR}
     assert min(ends.count(reason) for reason in set(ends)) >= 10
     reports = [effect for effect in journal.effects if isinstance(effect, ReportLoad)]

@@ -138,12 +138,12 @@ def test_content_is_coming_until_it_is_published_or_its_maker_is_gone():
     kv = cache_of()
     maker, waiter = table_of(*range(16)), table_of(*range(16), 99)
     kv.grow(maker, 16)
-    assert kv.is_coming(waiter)
-    assert not kv.is_coming(table_of(*range(7)))
+    assert kv.coming.awaits(waiter)
+    assert not kv.coming.awaits(table_of(*range(7)))
     kv.publish(maker, 8)
-    assert kv.is_coming(waiter)  # the second block is still on its way
+    assert kv.coming.awaits(waiter)  # the second block is still on its way
     kv.release(maker, after=None)
-    assert not kv.is_coming(waiter)
+    assert not kv.coming.awaits(waiter)
     assert kv.take_cached(waiter) == 8
 
 
@@ -152,15 +152,15 @@ def test_growing_beyond_the_free_blocks_changes_nothing():
     table = table_of(*range(40))
     assert not kv.grow(table, 24)
     assert (table.blocks, kv.num_free) == ((), 2)
-    assert not kv.is_coming(table_of(*range(40)))
+    assert not kv.coming.awaits(table_of(*range(40)))
 
 
 def test_demand_counts_free_cached_blocks_but_not_those_that_others_hold():
     kv = cache_of()
     first = computed(kv, *range(16))
-    assert kv.demand(table_of(*range(24))) == 1
+    assert kv.survey.demand(table_of(*range(24))) == 1
     kv.release(first, after=None)
-    assert kv.demand(table_of(*range(24))) == 3
+    assert kv.survey.demand(table_of(*range(24))) == 3
 
 
 def test_content_that_two_sequences_computed_is_cached_once():

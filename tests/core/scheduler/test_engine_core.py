@@ -21,6 +21,7 @@ from headrace.core.scheduler.events import (
     Submit,
 )
 from headrace.core.scheduler.plan import StepResult
+from headrace.core.scheduler.preemption import Preemption
 from headrace.errors import ConfigError, InvariantBroken
 from headrace.machine import Tick
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
@@ -264,7 +265,8 @@ def test_the_first_token_says_how_long_its_request_waited_and_computed():
 
 def test_a_request_that_is_put_back_before_its_first_token_says_so():
     engine = simulated_engine(
-        simulated_spec(num_blocks=6), SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=2)
+        simulated_spec(num_blocks=6),
+        SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=2, preemption=Preemption.LAST_IN),
     )
     engine.submit(request_of(*range(4), max_tokens=20))
     engine.finish_step()

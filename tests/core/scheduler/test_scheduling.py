@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.order import Order
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
 from headrace.types import FinishReason, Request, RequestId, SequenceId
 
@@ -35,7 +36,9 @@ def computed(engine: EngineHarness) -> int:
 
 
 def test_decodes_come_first_then_chunks_then_newcomers_in_order_of_arrival():
-    engine = simulated_engine(config=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=10))
+    engine = simulated_engine(
+        config=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=10, order=Order.ARRIVAL)
+    )
     engine.submit(request_of("decodes", 1, 2))
     engine.finish_step()
     engine.submit(request_of("long", *range(100, 120)))
@@ -140,7 +143,7 @@ def test_a_preempted_sequence_finds_what_nobody_needed_in_the_cache():
 
 
 def test_small_requests_pass_a_big_one_that_does_not_fit_and_it_is_not_starved():
-    config = SchedulerConfig(max_passes=3, max_num_seqs=8)
+    config = SchedulerConfig(max_passes=3, max_num_seqs=8, order=Order.ARRIVAL)
     engine = simulated_engine(simulated_spec(num_blocks=12), config)
     engine.submit(request_of("runs", *range(16), max_tokens=20))
     engine.submit(request_of("big", *range(500, 540), max_tokens=2))
@@ -173,7 +176,8 @@ def test_a_hog_does_not_block_small_requests():
 
 
 def test_max_passes_0_is_strictly_first_come_first_served():
-    engine = simulated_engine(simulated_spec(num_blocks=12), SchedulerConfig(max_passes=0))
+    config = SchedulerConfig(max_passes=0, order=Order.ARRIVAL)
+    engine = simulated_engine(simulated_spec(num_blocks=12), config)
     engine.submit(request_of("runs", *range(20), max_tokens=12))
     engine.submit(request_of("hog", *range(500, 540), max_tokens=2))
     engine.submit(request_of("small", 7, max_tokens=2))

@@ -74,6 +74,7 @@ requests = st.builds(
     itl=st.none() | reals,
     session=st.text(max_size=10),
     retention=st.none() | reals,
+    weight=st.floats(0.01, 100),
     constraint=st.none() | st.builds(Constraint, st.sampled_from(ConstraintKind), st.text()),
 )
 logprobs = st.builds(

@@ -84,12 +84,15 @@ class StepCoefficients(NamedTuple):
         )
 
 
+PRIOR = StepCoefficients()
+
+
 class StepModel:
-    """The fit of one executor. ``error`` is its usual relative error, before each truth was seen."""
+    """The fit of one executor. ``error`` is its usual relative error, known before each fit."""
 
     def __init__(
         self,
-        prior: StepCoefficients = StepCoefficients(),
+        prior: StepCoefficients = PRIOR,
         calibration: Iterable[StepObservation] = (),
     ) -> None:
         self.coefficients = prior

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.blocks import BlockPool
 from headrace.core.kvcache.chain import pack
+from headrace.core.kvcache.coming import Coming
 from headrace.core.kvcache.prefix import Content, PrefixIndex
+from headrace.core.kvcache.survey import Survey
 from headrace.errors import InvariantBroken
 from headrace.types import BlockId
 
@@ -58,16 +60,25 @@ class KVCache:
     """Blocks of ``block_size`` tokens, shared by content.
 
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
-    that goes on differently gets a copy of it. ``index`` is to be asked for keys and changes of
-    the published content, and changed by nobody else.
+    that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
+    another computes. ``index``, ``coming`` and ``survey`` are to be asked, and ``index`` is changed
+    by nobody else.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: Tokens, share_partial: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: Tokens,
+        share_partial: bool = True,
+        share_waiting: bool = True,
+    ) -> None:
         self.block_size = block_size
         self._share_partial = share_partial
         self.index = PrefixIndex()
+        self.coming = Coming(self.index, shares=share_waiting)
         self._pool = BlockPool(num_blocks, evict=self.index.drop)
-        self._coming: dict[bytes, BlockTable] = {}  # digest -> who computes it
+        self.survey = Survey(self._pool, self.index)
         self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
 
     @property
@@ -78,19 +89,6 @@ class KVCache:
     def blocks_for(self, num_tokens: Tokens) -> int:
         """Return how many blocks hold ``num_tokens``."""
         return -(-num_tokens // self.block_size)
-
-    def demand(self, table: BlockTable) -> int:
-        """Return how many free blocks it takes until all of a table's tokens have a place.
-
-        Blocks that others hold and the table can share cost nothing; free cached ones do.
-        """
-        index = len(table.blocks)
-        while index < table.num_sharable:
-            block = self.index.find(table.digest(index))
-            if block is None or not self._pool.references(block):
-                break
-            index += 1
-        return self.blocks_for(len(table.tokens)) - index
 
     def take_cached(self, table: BlockTable) -> Tokens:
         """Append every cached block that continues a table; return the tokens gained.
@@ -132,21 +130,6 @@ class KVCache:
         table.blocks += (target,)
         return PartialHit(source, target, num_tokens)
 
-    def is_coming(self, table: BlockTable) -> bool:
-        """Whether another sequence is computing the first content that a table cannot share yet.
-
-        All of the table's blocks must be full.
-        """
-        if table.awaits in self._coming:
-            return True
-        index = len(table.blocks)
-        while table.is_full(index) and self.index.find(table.digest(index)) is not None:
-            index += 1
-        if not table.is_full(index):
-            return False
-        table.awaits = table.digest(index)
-        return table.awaits in self._coming
-
     def grow(self, table: BlockTable, end: Tokens) -> bool:
         """Give the tokens up to ``end`` a place, and announce that they are being computed.
 
@@ -160,7 +143,7 @@ class KVCache:
             table.blocks += tuple([self._pool.take() for _ in range(missing)])
         for index in range(table.num_published, num_blocks):
             if table.is_full(index):
-                self._coming.setdefault(table.digest(index), table)
+                self.coming.announce(table.digest(index), table)
         return True
 
     def publish(self, table: BlockTable, num_computed: Tokens) -> None:
@@ -169,15 +152,15 @@ class KVCache:
             digest, start = table.digest(index), index * self.block_size
             tokens = pack(table.tokens[start : start + self.block_size])
             self.index.add(table.blocks[index], Content(digest, table.parent(index), tokens))
-            self._retract(digest, table)
+            self.coming.settle(digest, table)
             table.num_published = index + 1
 
     def release(self, table: BlockTable, after: StepId | None) -> None:
         """Take a table's blocks away: at once, or when step ``after`` is done."""
         for digest in table.chain[table.num_published :]:
-            self._retract(digest, table)
+            self.coming.settle(digest, table)
         blocks = table.blocks[::-1]
-        table.blocks, table.num_published = (), 0
+        table.blocks, table.num_published, table.num_found = (), 0, 0
         if after is None:
             self._give_back(blocks)
         else:
@@ -217,13 +200,9 @@ class KVCache:
         for block in self._pool.cached():
             if block not in self.index:
                 raise InvariantBroken(f"block {block} is kept as cached, but holds nothing")
-        strangers = [d.hex() for d, table in self._coming.items() if table not in tables]
+        strangers = [digest.hex() for digest in self.coming.of_strangers(tables)]
         if strangers:
             raise InvariantBroken(f"nobody computes the content that is coming: {strangers}")
-
-    def _retract(self, digest: bytes, table: BlockTable) -> None:
-        if self._coming.get(digest) is table:
-            del self._coming[digest]
 
     def _give_back(self, blocks: Iterable[BlockId]) -> None:
         for block in blocks:

@@ -18,7 +18,9 @@ class BlockTable:
     ``tokens`` is the sequence's own list, read here and never changed; ``chain`` holds the
     digests of its full blocks as far as they were needed. The first ``num_published`` blocks
     came from the prefix cache or were offered to it. ``awaits`` is the digest that was last found
-    to be on its way (a shortcut for the next look). Only KVCache changes a table.
+    to be on its way, ``num_found`` how many blocks before it were found cached (shortcuts for the
+    next look). ``urgency`` orders sequences that may have to wait for each other, most urgent
+    first. Only KVCache changes a table.
     """
 
     tokens: list[TokenId]
@@ -28,11 +30,18 @@ class BlockTable:
     blocks: tuple[BlockId, ...] = ()  # replaced when it grows: plans hold it without a copy
     num_published: int = 0
     awaits: bytes = b""
+    num_found: int = 0
+    urgency: int = 0
 
     @property
     def num_sharable(self) -> int:
         """Leading blocks that may be shared: the last token is always computed, for its logits."""
         return (len(self.tokens) - 1) // self.block_size
+
+    @property
+    def num_named(self) -> int:
+        """Leading blocks that may be shared and whose digests are known already."""
+        return min(len(self.chain), self.num_sharable)
 
     def digest(self, index: int) -> bytes:
         """Return the digest of block ``index``, which the tokens must fill."""

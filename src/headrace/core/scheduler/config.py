@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.preemption import Preemption
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +32,21 @@ class SchedulerConfig:
     """Between two load reports while there is work, 0.001..3600 s."""
     share_partial: bool = True
     """Copy a cached block that begins like the one needed (saves tokens, costs a copy)."""
+    share_waiting: bool = True
+    """A newcomer waits while another sequence computes a prefix that it needs too."""
+    itl: Seconds | None = None
+    """Between two tokens of a request that names no target: steps are kept that short. None: no
+    limit but max_num_batched_tokens. 0.001..3600 s."""
+    batch_itl: Seconds | None = None
+    """The same for the batch class, which others need not wait for. 0.001..3600 s."""
+    order: Order = Order.DUE
+    """Who is next: see order.py."""
+    fair: bool = True
+    """Give tenants equal shares, by weight, of resource time."""
+    preemption: Preemption = Preemption.LEAST_REGRET
+    """Who gives up its memory when it runs short: see preemption.py."""
+    refuse_late: bool = True
+    """Refuse at once what cannot be served within what it asks for."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -39,8 +56,10 @@ class SchedulerConfig:
             ("max_steps_in_flight", self.max_steps_in_flight, 1, 2),
             ("max_passes", self.max_passes, 0, 1 << 20),
             ("report_period", self.report_period, 0.001, 3600),
+            ("itl", self.itl, 0.001, 3600),
+            ("batch_itl", self.batch_itl, 0.001, 3600),
         ):
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} is {value}; it must be {low} to {high}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(

@@ -17,6 +17,7 @@ class Counters:
     prompt_tokens: Tokens = 0
     cached_tokens: Tokens = 0
     computed_tokens: Tokens = 0
+    recomputed_tokens: Tokens = 0  # of the computed ones, those computed before
     output_tokens: Tokens = 0
     discarded_tokens: Tokens = 0
     preemptions: int = 0

@@ -8,11 +8,13 @@ gained and lost, its whole content for who asked, the load report.
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, assert_never
 
+from headrace.core.costs.step_model import StepModel
 from headrace.core.kvcache.cache import KVCache
 from headrace.core.scheduler.counters import Counters
+from headrace.core.scheduler.deadlines import Deadlines
+from headrace.core.scheduler.door import Door
 from headrace.core.scheduler.events import (
     Abort,
     Emit,
@@ -27,14 +29,21 @@ from headrace.core.scheduler.events import (
     StepFailed,
     Submit,
 )
+from headrace.core.scheduler.fairness import Ledger
+from headrace.core.scheduler.forecast import Forecast
 from headrace.core.scheduler.intake import Intake
+from headrace.core.scheduler.pacing import Pace
+from headrace.core.scheduler.preemption import Victims
 from headrace.core.scheduler.scheduler import Scheduler
 from headrace.core.scheduler.sequence import Sequence, Status
-from headrace.errors import InvariantBroken, Overloaded
+from headrace.errors import InvariantBroken
 from headrace.machine import Tick
-from headrace.types import EngineTiming, FinishReason, SequenceId
+from headrace.types import EngineTiming, FinishReason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.core.costs.step_model import StepObservation
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.core.scheduler.intake import EngineSpec
@@ -48,25 +57,27 @@ class EngineCore:
     """A Machine: one model on one executor. See ``build_engine_core``."""
 
     def __init__(
-        self, intake: Intake, scheduler: Scheduler, counters: Counters, config: SchedulerConfig
+        self, door: Door, scheduler: Scheduler, counters: Counters, report_period: Seconds
     ) -> None:
-        self._intake = intake
+        self._door = door
         self.scheduler = scheduler  # for tests and journals to look at, not to call
         self._counters = counters
-        self._config = config
+        self._report_period = report_period
         self._live: dict[RequestId, Sequence] = {}
-        self._deadlines: list[tuple[Seconds, SequenceId, Sequence]] = []  # a heap
-        self._num_sequences = 0
+        self._deadlines = Deadlines()
         self._next_report: Seconds | None = None  # None while idle
         self._outputs: list[Output] = []  # of the event at hand
         self._num_changes = 0  # of the prefix cache, told
+        self._num_left = 0  # requests that ended in the event at hand
 
     def handle(self, event: EngineEvent, now: Seconds) -> list[EngineEffect]:
         """Take one event; return what should be done, in order."""
         effects: list[EngineEffect] = []
         match event:
             case StepDone(step_id, result):
-                self._step_done(self.scheduler.land(step_id), result, now)
+                step = self.scheduler.land(step_id)
+                self.scheduler.pace.learn(step.load(), result.seconds)
+                self._step_done(step, result, now)
             case Submit(request):
                 effects.extend(self._submit(request, now))
             case Abort(request_id):
@@ -78,6 +89,9 @@ class EngineCore:
             case _:
                 assert_never(event)
         self._expire(now)
+        if self._num_left:
+            self._door.forecast.departed(now, self._num_left)
+            self._num_left = 0
         self._plan(effects, now)
         if self._live and not self.scheduler.in_flight:
             raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
@@ -90,10 +104,8 @@ class EngineCore:
 
     def next_wakeup(self) -> Seconds | None:
         """Return the next deadline or the time of the next load report."""
-        times = [deadline for deadline, _, _ in self._deadlines[:1]]
-        if self._next_report is not None:
-            times.append(self._next_report)
-        return min(times, default=None)
+        times = (self._deadlines.next_at(), self._next_report)
+        return min((time for time in times if time is not None), default=None)
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless queues, tables and steps in flight agree."""
@@ -112,17 +124,13 @@ class EngineCore:
     def _submit(self, request: Request, now: Seconds) -> list[Reject]:
         if request.id in self._live:  # M6: the same message twice
             return []
-        if refusal := self._intake.refusal(request):
-            return [refusal]
-        if len(self.scheduler.waiting) >= self._config.max_num_waiting:
-            reason = f"{self._config.max_num_waiting} requests are waiting; try again later"
-            return [Reject(request.id, Overloaded.code, reason)]
-        sequence = self._intake.sequence(request, SequenceId(self._num_sequences), now)
-        self._num_sequences += 1
+        sequence = self._door.enter(request, now)
+        if isinstance(sequence, Reject):
+            return [sequence]
         self._live[request.id] = sequence
         self.scheduler.add(sequence)
         if request.deadline is not None:
-            heappush(self._deadlines, (request.deadline, sequence.id, sequence))
+            self._deadlines.add(sequence, request.deadline)
         return []
 
     def _abort(self, request_id: RequestId) -> None:
@@ -186,21 +194,14 @@ class EngineCore:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._live[sequence.request.id]
+        self._num_left += 1
         self.scheduler.end(sequence)
 
     def _expire(self, now: Seconds) -> None:
         """End what is past its deadline, and keep the heap free of what has ended."""
-        deadlines = self._deadlines
-        if len(deadlines) > 2 * len(self._live) + 64:
-            deadlines[:] = [entry for entry in deadlines if entry[2].status is not Status.ENDED]
-            heapify(deadlines)
-        while deadlines:
-            deadline, _, sequence = deadlines[0]
-            if sequence.status is not Status.ENDED:
-                if deadline > now:
-                    return
-                self._end(sequence, FinishReason.DEADLINE)
-            heappop(deadlines)
+        self._deadlines.tidy(len(self._live))
+        while sequence := self._deadlines.pop_due(now):
+            self._end(sequence, FinishReason.DEADLINE)
 
     def _tell_cache(self, effects: list[EngineEffect], event: EngineEvent) -> None:
         index = self.scheduler.kv.index
@@ -219,7 +220,7 @@ class EngineCore:
             return [self._load()]
         due = self._next_report is not None and now >= self._next_report
         if due or self._next_report is None:
-            self._next_report = now + self._config.report_period
+            self._next_report = now + self._report_period
         return [self._load()] if due else []
 
     def _load(self) -> ReportLoad:
@@ -239,6 +240,7 @@ class EngineCore:
             preemptions_total=counters.preemptions,
             step_seconds_total=counters.step_seconds,
             computed_tokens_total=counters.computed_tokens,
+            recomputed_tokens_total=counters.recomputed_tokens,
         )
 
 
@@ -257,20 +259,35 @@ def _timing(beginning: Beginning, now: Seconds) -> EngineTiming:
     return EngineTiming(waited, prefill, beginning.chunks, beginning.preemptions)
 
 
-def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
-    """Return the machine for an executor as ``spec`` describes it."""
+def build_engine_core(
+    spec: EngineSpec, config: SchedulerConfig, calibration: Iterable[StepObservation] = ()
+) -> EngineCore:
+    """Return the machine for an executor as ``spec`` describes it.
+
+    ``calibration`` are steps that it ran before: what the step-time model starts with.
+    """
     counters = Counters()
     kv = KVCache(
         num_blocks=spec.num_blocks,
         block_size=spec.block_size,
         share_partial=config.share_partial,
+        share_waiting=config.share_waiting,
     )
+    model = StepModel(calibration=calibration)
+    ledger = Ledger(capacity=spec.num_blocks * spec.block_size, fair=config.fair)
     scheduler = Scheduler(
         kv,
         counters,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_steps_in_flight=config.max_steps_in_flight,
-        max_passes=config.max_passes,
+        config=config,
+        pace=Pace(model, itl=config.itl, batch_itl=config.batch_itl),
+        ledger=ledger,
+        victims=Victims(kv, model, config.preemption),
     )
-    return EngineCore(Intake(spec), scheduler, counters, config)
+    door = Door(
+        intake=Intake(spec),
+        scheduler=scheduler,
+        ledger=ledger,
+        forecast=Forecast(scheduler, config.max_num_seqs),
+        config=config,
+    )
+    return EngineCore(door, scheduler, counters, config.report_period)

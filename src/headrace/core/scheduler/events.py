@@ -10,7 +10,7 @@ from headrace.types import Output, ReportLoad
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.plan import StepPlan, StepResult
-    from headrace.types import BlockKey, Request, RequestId, StepId
+    from headrace.types import BlockKey, Request, RequestId, Seconds, StepId
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,15 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A request that can never be served here. ``code`` is one of errors.py."""
+    """A request that is not served here. ``code`` is one of errors.py.
+
+    ``retry_after``: seconds until asking again makes sense, where that is known.
+    """
 
     request_id: RequestId
     code: str
     reason: str
+    retry_after: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from headrace.core.scheduler.sequence import Beginning, Sequence
 from headrace.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
+    from headrace.core.scheduler.fairness import Account
     from headrace.types import Request, Seconds, SequenceId, Tokens
 
 
@@ -73,7 +74,9 @@ class Intake:
             return Reject(request.id, InvalidRequest.code, reason)
         return None
 
-    def sequence(self, request: Request, sequence_id: SequenceId, now: Seconds) -> Sequence:
+    def sequence(
+        self, request: Request, sequence_id: SequenceId, account: Account, now: Seconds
+    ) -> Sequence:
         """Return a new sequence for a request that came ``now`` and was not refused."""
         tokens = list(request.prompt)
         block_size = self.spec.block_size
@@ -91,6 +94,7 @@ class Intake:
             table=table,
             max_tokens=max_tokens,
             beginning=Beginning(now),
+            account=account,
         )
 
     def _too_long(self, length: Tokens) -> str:

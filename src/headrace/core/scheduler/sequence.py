@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from headrace.core.scheduler.order import BATCH_RANK
 from headrace.core.scheduler.plan import SequenceStart
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
+    from headrace.core.scheduler.fairness import Account
     from headrace.types import Request, Seconds, SequenceId, StepId, TokenId, Tokens
 
 
@@ -51,12 +53,23 @@ class Sequence:
     table: BlockTable
     max_tokens: Tokens  # of prompt and output together
     beginning: Beginning | None  # None after the first token
+    account: Account
+    rank: int = 1  # its class, most urgent first
+    latest_start: Seconds = 0.0  # when it must begin to keep its target; see order.py
+    target: Seconds = float("inf")  # between its tokens, while it runs
+    is_queued: bool = False  # stands in a line, neither parked nor set aside
     status: Status = Status.WAITING
     num_computed: Tokens = 0
     num_unseen: Tokens = 0
     last_step: StepId | None = None  # the last one planned with a row of this sequence
     cached_tokens: Tokens | None = None  # None until first scheduled
     num_passed: int = 0  # how often a later request was admitted while this one did not fit
+    num_known: Tokens = 0  # computed once already: computing them again is recomputation
+
+    @property
+    def yields(self) -> bool:
+        """Whether it gives way to better classes in every step: the batch class does."""
+        return self.rank == BATCH_RANK
 
     @property
     def num_missing(self) -> Tokens:

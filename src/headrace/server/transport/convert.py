@@ -77,6 +77,7 @@ def submit_message(request: Request, *, stream: int, now: Seconds) -> SubmitRequ
         session=request.session,
         retention=request.retention,
         constraint=request.constraint,
+        weight=request.weight,
     )
 
 
@@ -100,6 +101,7 @@ def request_of(message: SubmitRequest, *, now: Seconds) -> Request:
         session=message.session,
         retention=message.retention,
         constraint=message.constraint,
+        weight=message.weight,
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 _MAX_SEED = (1 << 64) - 1
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -38,6 +39,8 @@ def objection(request: Request, *, vocab_size: int) -> str | None:
     times = (request.deadline, request.first_token_by, request.itl, request.retention)
     if any(time is not None and not math.isfinite(time) for time in times):
         return "a deadline or target is not a number"
+    if not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
+        return f"the tenant's weight is {request.weight}, not within {MIN_WEIGHT} and {MAX_WEIGHT}"
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         return f"more than {MAX_STOP_TOKEN_IDS} stop_token_ids"
     return _sampling_objection(request.sampling, vocab_size=vocab_size)

@@ -1,0 +1,70 @@
+"""Coming: content that a step in flight, or a prompt under way, is computing right now.
+
+Whoever wants the same content had better wait for it than compute it again. It knows no blocks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from headrace.core.kvcache.prefix import PrefixIndex
+    from headrace.core.kvcache.table import BlockTable
+
+
+class Coming:
+    """Digest -> the table of who computes it. Not ``shares``: nobody waits for anybody."""
+
+    def __init__(self, index: PrefixIndex, *, shares: bool) -> None:
+        self._index = index
+        self._shares = shares
+        self._makers: dict[bytes, BlockTable] = {}
+        self._awaited: set[bytes] = set()  # coming, and somebody asked
+        self._settled: list[bytes] = []  # awaited, and coming no more
+
+    def announce(self, digest: bytes, table: BlockTable) -> None:
+        """A table's sequence computes this content, unless another one does already."""
+        self._makers.setdefault(digest, table)
+
+    def settle(self, digest: bytes, table: BlockTable) -> None:
+        """What a table announced has come, or never will."""
+        if self._makers.get(digest) is table:
+            del self._makers[digest]
+            if digest in self._awaited:
+                self._awaited.remove(digest)
+                self._settled.append(digest)
+
+    def awaits(self, table: BlockTable) -> bool:
+        """Whether another sequence is computing the first content that a table cannot share yet.
+
+        All of the table's blocks must be full. The digest is ``table.awaits``, and is among
+        ``take_settled()`` once it is settled. A maker that is less urgent than this sequence may
+        have to give way to it, and is not waited for.
+        """
+        if not self._comes_for(table):
+            index = max(len(table.blocks), table.num_found)
+            while table.is_full(index) and self._index.find(table.digest(index)) is not None:
+                index += 1
+            table.num_found = index
+            if not table.is_full(index):
+                return False
+            table.awaits = table.digest(index)
+            if not self._comes_for(table):
+                return False
+        self._awaited.add(table.awaits)
+        return True
+
+    def take_settled(self) -> list[bytes]:
+        """Return the digests that somebody awaited and that are coming no more."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def of_strangers(self, tables: Container[BlockTable]) -> list[bytes]:
+        """Return what comes from none of ``tables``: nothing, or the ledger is wrong."""
+        return [digest for digest, table in self._makers.items() if table not in tables]
+
+    def _comes_for(self, table: BlockTable) -> bool:
+        maker = self._makers.get(table.awaits)
+        return self._shares and maker is not None and maker.urgency <= table.urgency

@@ -1,0 +1,86 @@
+"""Preemption: who gives back memory when decodes run short of it, and how to need it seldom.
+
+A preempted sequence's blocks go back to the prefix cache, tail first. So what is lost is decided by
+what others take before it comes back: nothing, the tail, or all of it; lower tiers, where there
+are any, save what would be lost. **Regret** weighs what must be computed again against what is
+gained: the memory that the sequence holds and would go on asking for.
+
+``Headroom`` is what newcomers must leave free for those who run to grow into. It doubles with each
+preemption and shrinks slowly while there are none (additive and multiplicative as in Chiu and Jain,
+1989, the other way round), so the number of sequences that run follows what they turn out to need.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as List
+
+    from headrace.core.costs.step_model import StepModel
+    from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.sequence import Sequence
+    from headrace.types import Seconds, Tokens
+
+
+class Preemption(StrEnum):
+    """Who is preempted."""
+
+    LEAST_REGRET = "least_regret"
+    LAST_IN = "last_in"  # the newest, whatever it costs, and no headroom
+
+
+class Victims:
+    """Chooses by ``policy``; ``kv`` tells what is shared, ``model`` what recomputation costs."""
+
+    def __init__(self, kv: KVCache, model: StepModel, policy: Preemption) -> None:
+        self._kv = kv
+        self._model = model
+        self._policy = policy
+        self.headroom = Headroom(kv.block_size, adapts=policy is Preemption.LEAST_REGRET)
+
+    def choose(self, running: List[Sequence]) -> Sequence:
+        """Return whom to preempt; ``running`` is in order of arrival and not empty."""
+        if self._policy is Preemption.LAST_IN:
+            return running[-1]
+        return min(running, key=self._regret)
+
+    def _regret(self, sequence: Sequence) -> tuple[int, Seconds, int]:
+        """Return better classes last, then seconds lost for each block and token gained."""
+        kept = self._kv.survey.num_shared(sequence.table) * self._kv.block_size
+        held = max(sequence.num_computed - kept, 1)
+        lost = self._model.recompute_seconds(held, kept)
+        remaining = max(sequence.max_tokens - len(sequence.tokens), 1)
+        return -sequence.rank, lost / (held * remaining), -sequence.id
+
+
+class Headroom:
+    """Tokens that each running sequence may grow by before newcomers get any memory."""
+
+    _SHRINK = 0.998  # each step: to a quarter in some 700
+    _MOST = 4096
+
+    def __init__(self, block_size: Tokens, *, adapts: bool) -> None:
+        self._least = block_size
+        self._adapts = adapts
+        self._tokens = float(block_size)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What to leave for each."""
+        return int(self._tokens)
+
+    @property
+    def is_least(self) -> bool:
+        """Whether one block for each is enough."""
+        return self._tokens < 2 * self._least
+
+    def preempted(self) -> None:
+        """It was too little."""
+        if self._adapts:
+            self._tokens = min(2 * self._tokens, self._MOST)
+
+    def stepped(self) -> None:
+        """A step was planned without preempting anybody."""
+        self._tokens = max(self._SHRINK * self._tokens, self._least)

@@ -1,0 +1,79 @@
+"""Rows of a step: one sequence's next token, or a chunk of what it lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.plan import Row
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.pacing import Pace
+    from headrace.core.scheduler.sequence import Sequence
+    from headrace.core.scheduler.step import Step
+    from headrace.types import Tokens
+
+
+class Rows:
+    """Adds rows to steps: takes blocks for them and moves sequences on."""
+
+    def __init__(self, kv: KVCache, pace: Pace) -> None:
+        self._kv = kv
+        self._pace = pace
+
+    def decode(self, step: Step, sequence: Sequence) -> None:
+        """Plan the one token that a sequence lacks (or will, when its newest is known)."""
+        start, table, kv = sequence.num_computed, sequence.table, self._kv
+        if start == len(table.blocks) * kv.block_size and not kv.grow(table, start + 1):
+            raise InvariantBroken(f"no block for sequence {sequence.id}, room was made")
+        known = (sequence.tokens[-1],) if len(sequence.tokens) > start else None
+        step.rows.append(Row(sequence.id, start, known, table.blocks, True))
+        step.sequences.append(sequence)
+        sequence.num_computed = start + 1
+        sequence.num_unseen += 1
+        sequence.last_step = step.id
+
+    def decode_if_there_is_time(self, step: Step, sequence: Sequence) -> None:
+        """Plan the next token of a sequence that gives way to others."""
+        start, table = sequence.num_computed, sequence.table
+        needs_block = start == len(table.blocks) * self._kv.block_size
+        if needs_block and not self._kv.num_free:  # chunks took it meanwhile
+            return
+        if self._pace.may_decode(step, start):
+            self.decode(step, sequence)
+
+    def chunk(self, step: Step, sequence: Sequence) -> None:
+        """Plan as many missing tokens as time, budget and free blocks allow."""
+        if not step.budget:
+            return
+        kv, table = self._kv, sequence.table
+        if sequence.num_computed == len(table.blocks) * kv.block_size:
+            sequence.num_computed += kv.take_cached(table)
+            if hit := kv.copy_cached(table, step.id):
+                step.copies.append((hit.source, hit.target))
+                sequence.num_computed += hit.num_tokens
+        start = sequence.num_computed
+        end = self._chunk_end(sequence, self._pace.chunk(step, start))
+        if end == start or not kv.grow(table, end):
+            return
+        samples = end == len(sequence.tokens)
+        tokens = tuple(sequence.tokens[start:end])
+        step.rows.append(Row(sequence.id, start, tokens, table.blocks, samples))
+        step.sequences.append(sequence)
+        step.num_again += max(0, min(end, sequence.num_known) - start)
+        self._pace.add_chunk(step, start, end - start)
+        sequence.account.charge(self._pace.model.recompute_seconds(end - start, start))
+        if sequence.beginning is not None:
+            sequence.beginning.chunks += 1
+        sequence.num_computed = end
+        sequence.num_unseen += samples
+        sequence.last_step = step.id
+
+    def _chunk_end(self, sequence: Sequence, budget: Tokens) -> Tokens:
+        """Return where a chunk ends: at a block's border, if it cannot be the prompt's end."""
+        block_size, start = self._kv.block_size, sequence.num_computed
+        room = (len(sequence.table.blocks) + self._kv.num_free) * block_size
+        end = min(len(sequence.tokens), start + budget, room)
+        border = end - end % block_size
+        return border if start < border and end < len(sequence.tokens) else end

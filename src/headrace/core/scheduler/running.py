@@ -1,0 +1,77 @@
+"""Running: the sequences that hold blocks, in order of arrival."""
+
+from __future__ import annotations
+
+from bisect import insort
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from headrace.core.scheduler.sequence import Status
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.preemption import Headroom
+    from headrace.core.scheduler.sequence import Sequence
+    from headrace.types import SequenceId, StepId
+
+_by_arrival = attrgetter("id")
+
+
+class Running:
+    """``ends`` are sequences that left and whose end the executor must be told."""
+
+    def __init__(self, kv: KVCache) -> None:
+        self.sequences: list[Sequence] = []
+        self.ends: list[SequenceId] = []
+        self._kv = kv
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.sequences)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence run."""
+        sequence.status = Status.RUNNING
+        insort(self.sequences, sequence, key=_by_arrival)
+
+    def remove(self, sequence: Sequence, *, after: StepId | None) -> None:
+        """Take a sequence out; its blocks are free at once, or when step ``after`` is done."""
+        self.sequences.remove(sequence)
+        self.ends.append(sequence.id)
+        self._kv.release(sequence.table, after=after)
+
+    def num_growing(self) -> int:
+        """Count the decodes whose next token begins a new block."""
+        block_size = self._kv.block_size
+        return sum(
+            1
+            for s in self.sequences
+            if s.num_missing <= 1
+            and s.num_computed == len(s.table.blocks) * block_size
+            and len(s.tokens) + s.num_unseen < s.max_tokens
+        )
+
+    def growth(self, headroom: Headroom) -> int:
+        """Count the blocks that newcomers must leave for all who run to grow into."""
+        if headroom.is_least:
+            return len(self.sequences)
+        kv, most = self._kv, headroom.tokens
+        return sum(
+            kv.blocks_for(min(most, s.max_tokens - len(s.tokens))) or 1 for s in self.sequences
+        )
+
+    def check_integrity(self, unseen: Mapping[SequenceId, int]) -> None:
+        """Raise InvariantBroken unless every sequence has its blocks and its samples in flight."""
+        for sequence in self.sequences:
+            capacity = len(sequence.table.blocks) * self._kv.block_size
+            if sequence.status is not Status.RUNNING or sequence.num_computed > capacity:
+                raise InvariantBroken(f"{sequence} runs with blocks for {capacity} tokens")
+            if sequence.num_unseen != unseen[sequence.id]:
+                raise InvariantBroken(f"{sequence}: {unseen[sequence.id]} samples in flight")
+        if self.sequences != sorted(self.sequences, key=_by_arrival):
+            raise InvariantBroken(f"not in order of arrival: {[s.id for s in self.sequences]}")
