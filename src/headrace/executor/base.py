@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from headrace.core.costs.step_model import StepObservation
     from headrace.core.scheduler.plan import StepPlan, StepResult
     from headrace.types import BlockId, Tokens
 
@@ -25,6 +26,7 @@ class ExecutorSpec:
     block_size: Tokens
     num_blocks: int
     block_bytes: int  # one block over all layers, keys and values
+    calibration: tuple[StepObservation, ...] = ()  # steps it ran before it was ready
 
 
 class Executor(Protocol):

@@ -60,6 +60,7 @@ class EngineFigures:
             (table.ENGINE_STEP_SECONDS, report.step_seconds_total),
             (table.ENGINE_PROMPT_TOKENS, report.prompt_tokens_total),
             (table.ENGINE_COMPUTED_TOKENS, report.computed_tokens_total),
+            (table.ENGINE_RECOMPUTED_TOKENS, report.recomputed_tokens_total),
             (table.ENGINE_CACHED_TOKENS, report.cached_tokens_total),
             (table.ENGINE_OUTPUT_TOKENS, report.output_tokens_total),
             (table.ENGINE_DISCARDED_TOKENS, report.discarded_tokens_total),

@@ -180,6 +180,11 @@ ENGINE_PROMPT_TOKENS = _counter(
 ENGINE_COMPUTED_TOKENS = _counter(
     "engine_computed_tokens_total", "Prompt tokens computed, again ones included.", "replica"
 )
+ENGINE_RECOMPUTED_TOKENS = _counter(
+    "engine_recomputed_tokens_total",
+    "Of the computed tokens, those computed once more after a preemption.",
+    "replica",
+)
 ENGINE_CACHED_TOKENS = _counter(
     "engine_cached_tokens_total", "Prompt tokens found in the prefix cache.", "replica"
 )
@@ -251,6 +256,7 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     ENGINE_STEP_SECONDS,
     ENGINE_PROMPT_TOKENS,
     ENGINE_COMPUTED_TOKENS,
+    ENGINE_RECOMPUTED_TOKENS,
     ENGINE_CACHED_TOKENS,
     ENGINE_OUTPUT_TOKENS,
     ENGINE_DISCARDED_TOKENS,

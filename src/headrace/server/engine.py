@@ -165,6 +165,14 @@ def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
         max_num_waiting=settings.max_waiting,
         max_steps_in_flight=settings.steps_in_flight,
         report_period=settings.report_seconds,
+        itl=settings.itl_ms / 1000 or None,
+        batch_itl=settings.batch_itl_ms / 1000 or None,
+        order=settings.order,
+        fair=settings.fair,
+        preemption=settings.preemption,
+        refuse_late=settings.refuse_late,
+        share_waiting=settings.share_waiting,
+        share_partial=settings.share_partial,
     )
 
 

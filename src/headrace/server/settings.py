@@ -9,6 +9,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.preemption import Preemption
 from headrace.monitoring.logging import LogFormat, LogLevel
 from headrace.server.gateway.config import GatewayConfig
 from headrace.server.gateway.foreign.config import ForeignConfig, ForeignReplica
@@ -110,6 +112,29 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     steps_in_flight: Annotated[
         int, Meta(ge=1, le=2, description="2: plan a step while the device runs the one before")
     ] = 1
+    itl_ms: Annotated[
+        float,
+        Meta(ge=0, le=3.6e6, description="between tokens, if no target is named; 0: any time"),
+    ] = 150.0
+    batch_itl_ms: Annotated[
+        float, Meta(ge=0, le=3.6e6, description="the same for the batch class among itself")
+    ] = 400.0
+    order: Annotated[
+        Order, Meta(description="who is next: due (class, tenant, latest start) or arrival")
+    ] = Order.DUE
+    fair: Annotated[bool, Meta(description="equal shares of time for tenants, by weight")] = True
+    preemption: Annotated[
+        Preemption, Meta(description="who gives up memory: least_regret or last_in")
+    ] = Preemption.LEAST_REGRET
+    refuse_late: Annotated[
+        bool, Meta(description="refuse at once what cannot come within its targets")
+    ] = True
+    share_waiting: Annotated[
+        bool, Meta(description="requests with a common prefix compute it once")
+    ] = True
+    share_partial: Annotated[
+        bool, Meta(description="copy cached blocks that begin like the one needed")
+    ] = True
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25

@@ -41,9 +41,6 @@ from headrace.machine import Tick
 from headrace.types import EngineTiming, FinishReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from headrace.core.costs.step_model import StepObservation
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.core.scheduler.intake import EngineSpec
@@ -259,13 +256,8 @@ def _timing(beginning: Beginning, now: Seconds) -> EngineTiming:
     return EngineTiming(waited, prefill, beginning.chunks, beginning.preemptions)
 
 
-def build_engine_core(
-    spec: EngineSpec, config: SchedulerConfig, calibration: Iterable[StepObservation] = ()
-) -> EngineCore:
-    """Return the machine for an executor as ``spec`` describes it.
-
-    ``calibration`` are steps that it ran before: what the step-time model starts with.
-    """
+def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
+    """Return the machine for an executor as ``spec`` describes it."""
     counters = Counters()
     kv = KVCache(
         num_blocks=spec.num_blocks,
@@ -273,7 +265,7 @@ def build_engine_core(
         share_partial=config.share_partial,
         share_waiting=config.share_waiting,
     )
-    model = StepModel(calibration=calibration)
+    model = StepModel(calibration=spec.calibration)
     ledger = Ledger(capacity=spec.num_blocks * spec.block_size, fair=config.fair)
     scheduler = Scheduler(
         kv,

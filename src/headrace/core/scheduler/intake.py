@@ -12,6 +12,9 @@ from headrace.core.scheduler.sequence import Beginning, Sequence
 from headrace.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as List
+
+    from headrace.core.costs.step_model import StepObservation
     from headrace.core.scheduler.fairness import Account
     from headrace.types import Request, Seconds, SequenceId, Tokens
 
@@ -42,6 +45,11 @@ class EngineSpec(Protocol):
     @property
     def num_blocks(self) -> int:
         """Blocks of the KV cache."""
+        ...
+
+    @property
+    def calibration(self) -> List[StepObservation]:
+        """Steps that the executor has run already: what the step-time model starts with."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from headrace.core.scheduler.plan import Row, StepResult
 from headrace.errors import ExecutorFault
+from headrace.executor.calibration import calibrate
 from headrace.executor.openvino import graph
 from headrace.executor.openvino.inputs import (
     StepInputs,
@@ -129,7 +130,7 @@ class OpenVinoExecutor:
         ]
 
     def warm_up(self) -> None:
-        """Run steps of several sizes, so that kernels are built and weights packed for them.
+        """Run steps of several sizes: kernels are built, weights packed, and then times taken.
 
         Writes into the first blocks, which nobody uses yet. Raises ExecutorFault.
         """
@@ -139,6 +140,7 @@ class OpenVinoExecutor:
             blocks = tuple(BlockId(i) for i in range(self._spec.num_blocks))
             row = Row(SequenceId(0), 0, (0,) * num_tokens, blocks, samples=True)
             self._infer(step_inputs([row], lambda _: 0, self._spec.block_size))
+        self._spec = replace(self._spec, calibration=calibrate(self))
 
     def _infer(self, inputs: StepInputs) -> npt.NDArray[np.float32]:
         """Return logits [S, V] of the sampled rows: a view that the next step overwrites."""
