@@ -83,11 +83,12 @@ class Sequence:
 
     def start(self) -> SequenceStart:
         """Return what an executor must know before the first row."""
-        num_prompt = len(self.request.prompt) - self.request.num_prior
+        prompt = self.request.prompt  # as it is where it can be: it may be long
+        num_prompt = len(prompt) - self.request.num_prior
         return SequenceStart(
             sequence=self.id,
             sampling=self.request.sampling,
-            prompt=tuple(self.tokens[:num_prompt]),
+            prompt=prompt[:num_prompt] if self.request.num_prior else prompt,
             output=tuple(self.tokens[num_prompt:]),
             min_tokens=self.request.min_tokens,
             stop_token_ids=self.request.stop_token_ids,
