@@ -42,6 +42,10 @@ def _stacks(text: str) -> tuple[Stack, ...]:
     return tuple(stack for stack in (QKV, GATE_UP) if stack.name in text.split("+"))
 
 
+def _forms(text: str) -> tuple[WeightForm, ...]:
+    return tuple(map(WeightForm, text.split("+")))
+
+
 def _flag(text: str) -> bool:
     return text == "1"
 
@@ -49,7 +53,7 @@ def _flag(text: str) -> bool:
 _FIELDS: dict[str, Callable[[str], object]] = {
     "precision": Precision,
     "kv_precision": KvPrecision,
-    "weight_form": WeightForm,
+    "weight_forms": _forms,
     "stacks": _stacks,
     "pads_steps": _flag,
     "profile": _flag,

@@ -11,10 +11,18 @@ from headrace.executor.base import ExecutorSpec
 from headrace.server.settings import AUTO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from headrace.executor.base import Executor
     from headrace.server.settings import EngineSettings, ModelFile
+
+FORMS: Mapping[str, tuple[str, ...]] = {
+    AUTO: (),
+    "stored": ("stored",),
+    "dense": ("dense",),
+    "both": ("stored", "dense"),
+}
+"""What ``engine.weight_form`` means: the forms in which weights are kept."""
 
 SIMULATED_BLOCK_TOKENS = 32
 """As the CPU executor has it."""
@@ -73,7 +81,7 @@ def _openvino(
         max_model_len=settings.max_model_len or None,
         precision=None if settings.precision == AUTO else Precision(settings.precision),
         kv_precision=None if settings.kv_precision == AUTO else KvPrecision(settings.kv_precision),
-        weight_form=None if settings.weight_form == AUTO else WeightForm(settings.weight_form),
+        weight_forms=tuple(WeightForm(form) for form in FORMS[settings.weight_form]) or None,
         num_threads=settings.threads or None,
     )
     try:

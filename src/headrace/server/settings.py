@@ -96,8 +96,8 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weight_form: Annotated[
         str,
         Meta(
-            pattern="^(auto|stored|dense)$",
-            description="auto, stored (as in the file), dense (unpacked: large batches quicker)",
+            pattern="^(auto|stored|dense|both)$",
+            description="auto, stored (as in the file), dense (quicker in large batches), both",
         ),
     ] = AUTO
     max_num_seqs: Annotated[

@@ -23,13 +23,13 @@ def test_what_is_asked_for_is_taken():
         max_model_len=100,
         precision=Precision.F32,
         kv_precision=KvPrecision.F32,
-        weight_form=WeightForm.DENSE,
+        weight_forms=(WeightForm.DENSE,),
         num_threads=3,
     )
     choice = choose(asked, AMX, 4096)
     assert choice.precision is Precision.F32
     assert choice.kv_precision is KvPrecision.F32
-    assert choice.weight_form is WeightForm.DENSE
+    assert choice.weight_forms == (WeightForm.DENSE,)
     assert (choice.max_model_len, choice.num_threads) == (100, 3)
 
 
@@ -51,7 +51,7 @@ def test_whatever_changes_results_changes_the_name_of_the_arithmetic():
             OpenVinoOptions(),
             OpenVinoOptions(precision=Precision.F32),
             OpenVinoOptions(kv_precision=KvPrecision.F32),
-            OpenVinoOptions(weight_form=WeightForm.DENSE),
+            OpenVinoOptions(weight_forms=(WeightForm.DENSE,)),
             OpenVinoOptions(dynamic_quantization=32),
         )
     }

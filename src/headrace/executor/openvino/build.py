@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import openvino as ov
 
@@ -13,15 +13,21 @@ from headrace.executor.base import ExecutorSpec
 from headrace.executor.openvino.cpu import available_bytes, examine_cpu
 from headrace.executor.openvino.executor import OpenVinoExecutor
 from headrace.executor.openvino.graph import LONGEST, VECTOR_INPUTS, build_graph, cache_name
+from headrace.executor.openvino.graphs import Graph, Graphs
 from headrace.executor.openvino.kv_blocks import KvBlocks, allocate
 from headrace.executor.openvino.options import Choice, KvPrecision, OpenVinoOptions, choose
 from headrace.executor.openvino.weight_cache import load_weights
 from headrace.executor.sampler import Sampler
 from headrace.model.gguf import read_gguf
 from headrace.model.spec import spec_from_gguf
+from headrace.types import BlockId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
 
     from headrace.clock import Clock
     from headrace.executor.openvino.repack import ModelWeights
@@ -53,13 +59,26 @@ def build_openvino_executor(
         raise ConfigError(
             f"a KV cache of {choice.kv_tokens} tokens holds no block of {BLOCK_SIZE}: ask for more"
         )
-    weights = load_weights(file, spec, choice.weight_form, choice.stacks, cache_dir)
-    check_memory(spec, weights, choice, available_bytes())
-    compiled = _compile(core, spec, weights, choice)
-    request = compiled.create_infer_request()
-    num_allocated = num_blocks + 1  # one for what steps are filled up with
-    kv_blocks = _attach_caches(compiled, request, spec.num_layers, num_allocated)
-    identity = hashlib.sha256(f"{weights.digest}|{spec}|{choice.arithmetic}".encode())
+    all_weights = [
+        load_weights(file, spec, form, choice.stacks, cache_dir) for form in choice.weight_forms
+    ]
+    check_memory(spec, all_weights, choice, available_bytes())
+    compiled = [_compile(core, spec, weights, choice) for weights in all_weights]
+    caches = _allocate_caches(compiled[0], spec.num_layers, num_blocks + 1)  # with a scratch block
+    kv_blocks = KvBlocks([cache.memory for cache in caches])
+    graphs = [
+        Graph(
+            request=(request := _attach_caches(each.create_infer_request(), caches)),
+            tensors=_attach_inputs(request),
+            weights=weights,
+            pads_steps=choice.pads_steps,
+            scratch=BlockId(num_blocks),
+            block_size=BLOCK_SIZE,
+        )
+        for each, weights in zip(compiled, all_weights, strict=True)
+    ]
+    digests = "+".join(weights.digest for weights in all_weights)
+    identity = hashlib.sha256(f"{digests}|{spec}|{choice.arithmetic}".encode())
     executor = OpenVinoExecutor(
         spec=ExecutorSpec(
             model_identity=identity.hexdigest(),
@@ -69,25 +88,27 @@ def build_openvino_executor(
             num_blocks=num_blocks,
             block_bytes=kv_blocks.block_bytes,
         ),
-        request=request,
-        tensors=_attach_inputs(request),
+        graphs=Graphs(graphs),
         kv_blocks=kv_blocks,
         sampler=sampler or Sampler(),
         clock=clock or MonotonicClock(),
-        weights=weights,
-        pads_steps=choice.pads_steps,
     )
     executor.warm_up()
-    weights.release_pages()
+    for weights in all_weights:
+        weights.release_pages()
     return executor
 
 
-def check_memory(spec: ModelSpec, weights: ModelWeights, choice: Choice, available: int) -> None:
+def check_memory(
+    spec: ModelSpec, all_weights: Sequence[ModelWeights], choice: Choice, available: int
+) -> None:
     """Compare what a model needs with ``available`` bytes. Raises ModelTooLarge.
 
     Weights are counted twice: while a graph is compiled the plugin holds its own copy beside ours.
     """
-    weight_bytes = 2 * sum(matrix.num_bytes for matrix in weights.matrices.values())
+    weight_bytes = 2 * sum(
+        matrix.num_bytes for weights in all_weights for matrix in weights.matrices.values()
+    )
     token_bytes = 2 * spec.num_layers * spec.kv_size * _KV_BYTES[choice.kv_precision]
     kv_bytes = int(choice.kv_tokens * token_bytes)
     needed = weight_bytes + kv_bytes + _RUNTIME_BYTES
@@ -128,15 +149,20 @@ def _attach_inputs(request: ov.InferRequest) -> dict[str, ov.Tensor]:
     return tensors
 
 
-def _attach_caches(
-    compiled: ov.CompiledModel, request: ov.InferRequest, num_layers: int, num_blocks: int
-) -> KvBlocks:
-    """Allocate the caches of all layers and give them to the request."""
-    caches = []
-    for layer in range(num_layers):
-        for part in ("key", "value"):
-            name = cache_name(layer, part)
-            tensor, memory = allocate(compiled.input(name), num_blocks)
-            request.set_tensor(name, tensor)
-            caches.append(memory)
-    return KvBlocks(caches)
+class _Cache(NamedTuple):
+    name: str
+    tensor: ov.Tensor
+    memory: npt.NDArray[np.uint8]
+
+
+def _allocate_caches(compiled: ov.CompiledModel, num_layers: int, num_blocks: int) -> list[_Cache]:
+    """Allocate the caches of all layers."""
+    names = [cache_name(layer, part) for layer in range(num_layers) for part in ("key", "value")]
+    return [_Cache(name, *allocate(compiled.input(name), num_blocks)) for name in names]
+
+
+def _attach_caches(request: ov.InferRequest, caches: Sequence[_Cache]) -> ov.InferRequest:
+    """Give caches to a request; return it."""
+    for cache in caches:
+        request.set_tensor(cache.name, cache.tensor)
+    return request

@@ -32,7 +32,7 @@ class OpenVinoOptions:
     max_model_len: Tokens | None = None
     precision: Precision | None = None
     kv_precision: KvPrecision | None = None
-    weight_form: WeightForm | None = None
+    weight_forms: tuple[WeightForm, ...] | None = None  # two: see graphs.py
     num_threads: int | None = None
     dynamic_quantization: int = 0  # inputs that are rounded to 8 bits together; 0 is off
     stacks: tuple[Stack, ...] = (QKV,)  # matrices multiplied in one go
@@ -48,7 +48,7 @@ class Choice:
     max_model_len: Tokens
     precision: Precision
     kv_precision: KvPrecision
-    weight_form: WeightForm
+    weight_forms: tuple[WeightForm, ...]
     num_threads: int
     dynamic_quantization: int
     stacks: tuple[Stack, ...]
@@ -58,9 +58,8 @@ class Choice:
     @property
     def arithmetic(self) -> str:
         """Name what decides the bits of a result, besides the weights."""
-        return (
-            f"{self.precision},{self.kv_precision},{self.weight_form},{self.dynamic_quantization}"
-        )
+        forms = "+".join(self.weight_forms)
+        return f"{self.precision},{self.kv_precision},{forms},{self.dynamic_quantization}"
 
 
 def choose(options: OpenVinoOptions, cpu: Cpu, context_length: Tokens) -> Choice:
@@ -74,14 +73,15 @@ def choose(options: OpenVinoOptions, cpu: Cpu, context_length: Tokens) -> Choice
     if options.precision is Precision.BF16 and not cpu.bf16:
         raise ConfigError("this processor has no bf16 arithmetic; use f32 (or auto)")
     precision = options.precision or best_precision(cpu)
-    weight_form = options.weight_form or WeightForm.STORED
-    amx_unpacks = cpu.amx and precision is Precision.BF16 and weight_form is WeightForm.STORED
+    weight_forms = options.weight_forms or (WeightForm.STORED,)
+    unpacks = weight_forms == (WeightForm.STORED,)
+    amx_unpacks = cpu.amx and precision is Precision.BF16 and unpacks
     return Choice(
         kv_tokens=options.kv_tokens,
         max_model_len=max_model_len,
         precision=precision,
         kv_precision=options.kv_precision or KvPrecision.F16,
-        weight_form=weight_form,
+        weight_forms=weight_forms,
         num_threads=options.num_threads or cpu.num_cores,
         dynamic_quantization=options.dynamic_quantization,
         stacks=options.stacks,
