@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.server.transport.door import objection
+from headrace.server.transport.convert import pack_tokens
+from headrace.server.transport.door import objection, stranger
 from headrace.types import Request, RequestId
 
 
@@ -14,3 +15,10 @@ def test_tokens_of_earlier_attempts_count_towards_min_tokens(num_prior: int, obj
         id=RequestId("q~2"), prompt=(1,) * 20, max_tokens=3, min_tokens=8, num_prior=num_prior
     )
     assert (objection(request, vocab_size=10) is not None) == objects
+
+
+@pytest.mark.parametrize(("tokens", "objects"), [((), False), ((0, 9), False), ((3, 10), True)])
+def test_a_token_that_the_model_does_not_have_is_named(tokens: tuple[int, ...], objects: bool):
+    wrong = stranger(pack_tokens(tokens), vocab_size=10)
+    assert (wrong is not None) == objects
+    assert wrong is None or "0 to 9" in wrong

@@ -2,13 +2,15 @@
 
 Gateways validate for clients, with better words; but another front end will appear, and a value
 out of range must cost one request, not the engine. Here are the ranges that only the executor
-would trip over; prompt and lengths are judged by the core (core/scheduler/intake.py).
+would trip over; lengths are judged by the core (core/scheduler/intake.py).
 """
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from headrace.types import Request, SamplingParams
@@ -30,6 +32,14 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("seed", 0, _MAX_SEED),
     ("choice", 0, 1 << 31),
 )
+
+
+def stranger(packed: bytes, vocab_size: int) -> str | None:
+    """Return what is wrong with the tokens of a prompt (packed u32), None if all are known."""
+    tokens = np.frombuffer(packed, "<u4")
+    if tokens.size and tokens.max() >= vocab_size:
+        return f"token ids must be 0 to {vocab_size - 1}, the prompt has {tokens.max()}"
+    return None
 
 
 def objection(request: Request, *, vocab_size: int) -> str | None:

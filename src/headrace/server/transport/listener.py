@@ -22,7 +22,7 @@ from headrace.messages import (
 )
 from headrace.server.address import bind_unix
 from headrace.server.transport.convert import request_of, welcome_message
-from headrace.server.transport.door import objection
+from headrace.server.transport.door import objection, stranger
 from headrace.server.transport.frames import FrameConnection
 from headrace.server.transport.sessions import Gateways, Route
 
@@ -174,7 +174,8 @@ class EngineListener:
         if self._is_draining:
             session.connection.send(Rejected(stream, NotReady.code, "the replica is shutting down"))
             return
-        wrong = objection(request, vocab_size=self._description.vocab_size)
+        vocab_size = self._description.vocab_size
+        wrong = stranger(message.prompt, vocab_size) or objection(request, vocab_size=vocab_size)
         if request.id in self._routes:
             wrong = f"request id {request.id} is in use"
         if wrong is not None:
