@@ -197,7 +197,7 @@ class DeadlineInfeasible(RequestError):
 
     status = 503
     code = "deadline_infeasible"
-    kind = "server_error"
+    kind = "overloaded_error"
     retryable = True
 
 

@@ -128,11 +128,15 @@ class TokenFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 
 class Rejected(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
-    """A stream that this engine will not serve; ``code`` is one of errors.py."""
+    """A stream that this engine will not serve; ``code`` is one of errors.py.
+
+    ``retry_after``: seconds until it might, where it can say.
+    """
 
     stream: U32
     code: str
     reason: str
+    retry_after: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7, kw_only=True):

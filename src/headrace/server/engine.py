@@ -128,8 +128,8 @@ class Engine:
                 self._thread.submit(plan)
             case Emit(outputs):
                 self._listener.send_outputs(outputs)
-            case Reject(request_id, code, reason):
-                self._listener.send_rejection(request_id, code, reason)
+            case Reject():
+                self._listener.send_rejection(effect)
             case ReportLoad():
                 self._listener.gateways.send_load(effect)
             case KvChanged():

@@ -29,6 +29,7 @@ from headrace.core.scheduler.events import (
 from headrace.machine import Source
 from headrace.server.driver import AsyncioDriver
 from headrace.server.links import ReplicaDescription, ReplicaProcess
+from headrace.server.transport.link import RETRYABLE
 from headrace.types import ReplicaId
 
 if TYPE_CHECKING:
@@ -141,10 +142,19 @@ class ScriptedReplica:
         )
         self.events.outputs(self._replica, (output,))
 
-    def reject(self, request: Request, code: str, reason: str) -> None:
+    def reject(
+        self, request: Request, code: str, reason: str, retry_after: Seconds | None = None
+    ) -> None:
         """Refuse a request."""
         self.events.failed(
-            AttemptFailed(replica=self._replica, request_id=request.id, code=code, reason=reason)
+            AttemptFailed(
+                replica=self._replica,
+                request_id=request.id,
+                code=code,
+                reason=reason,
+                retryable=retry_after is not None,
+                retry_after=retry_after,
+            )
         )
 
     def say_all(self, outputs: Sequence[Output]) -> None:
@@ -236,10 +246,15 @@ class SimulatedReplica:
                 self._later(result.seconds * self._time_factor, plan.step_id, result)
             case Emit(outputs):
                 self._emit(outputs)
-            case Reject(request_id, code, reason):
+            case Reject(request_id, code, reason, retry_after):
                 self._events.failed(
                     AttemptFailed(
-                        replica=self._replica, request_id=request_id, code=code, reason=reason
+                        replica=self._replica,
+                        request_id=request_id,
+                        code=code,
+                        reason=reason,
+                        retryable=code in RETRYABLE,
+                        retry_after=retry_after,
                     )
                 )
             case ReportLoad():

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from headrace.twin.network import Link
     from headrace.twin.replica import ToEngine
     from headrace.twin.simulator import Simulator
-    from headrace.types import ReplicaId, Seconds
+    from headrace.types import ReplicaId, Request, Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +103,7 @@ class SimulatedGateway:
                 self._ledger.take(outputs, self._simulator.now)
             case Dispatch(replica, request):
                 self.dispatched[replica] += 1
-                deadline = request.deadline
-                left = None if deadline is None else deadline - self.driver.now
-                self._send(replica, Submission(request, left))
+                self._send(replica, _submission(request, self.driver.now))
             case CancelAt(replica, request_id):
                 self._send(replica, Abort(request_id))
             case Fail(request_id, code):
@@ -126,6 +124,15 @@ class SimulatedGateway:
         connection = self._connections.get(replica)
         if connection is not None:
             connection.to_engine.send(message)
+
+
+def _submission(request: Request, now: Seconds) -> Submission:
+    deadline, first = request.deadline, request.first_token_by
+    return Submission(
+        request,
+        time_left=None if deadline is None else deadline - now,
+        first_token_in=None if first is None else first - now,
+    )
 
 
 def _replica_load(figures: ReplicaFigures) -> ReplicaLoad:

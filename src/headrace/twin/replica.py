@@ -29,7 +29,7 @@ from headrace.core.scheduler.events import (
     SnapshotWanted,
     Submit,
 )
-from headrace.errors import Overloaded
+from headrace.errors import DeadlineInfeasible, Overloaded
 from headrace.machine import Source
 from headrace.twin.device import SimulatedDevice
 from headrace.twin.simulator import SimulatedDriver
@@ -47,10 +47,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request on its way to an engine; its deadline travels as a duration."""
+    """A request on its way to an engine; its times travel as durations."""
 
     request: Request
     time_left: Seconds | None
+    first_token_in: Seconds | None = None
 
 
 ToEngine: TypeAlias = Submission | Abort | SnapshotWanted
@@ -79,9 +80,13 @@ class SimulatedReplica:
     def receive(self, message: ToEngine) -> None:
         """Take a message of the gateway."""
         if isinstance(message, Submission):
-            request, left = message.request, message.time_left
-            deadline = None if left is None else self._driver.now + left
-            self._driver.deliver(Submit(replace(request, deadline=deadline)))
+            now, left, first = self._driver.now, message.time_left, message.first_token_in
+            request = replace(
+                message.request,
+                deadline=None if left is None else now + left,
+                first_token_by=None if first is None else now + first,
+            )
+            self._driver.deliver(Submit(request))
         else:
             self._driver.deliver(message)
 
@@ -108,13 +113,14 @@ class SimulatedReplica:
                 self._send(KvListed(self.name, number, keys))
             case ReportLoad():
                 self._send(LoadReported(self.name, effect))
-            case Reject(request_id, code, reason):
+            case Reject(request_id, code, reason, retry_after):
                 self._send(
                     AttemptFailed(
                         replica=self.name,
                         request_id=request_id,
                         code=code,
                         reason=reason,
-                        retryable=code == Overloaded.code,
+                        retryable=code in (Overloaded.code, DeadlineInfeasible.code),
+                        retry_after=retry_after,
                     )
                 )

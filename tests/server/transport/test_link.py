@@ -17,6 +17,7 @@ from headrace.core.scheduler.events import (
     KvChanged,
     KvSnapshot,
     Output,
+    Reject,
     ReportLoad,
     SnapshotWanted,
     Submit,
@@ -101,9 +102,8 @@ class Events:
         self.queue.put_nowait(
             ("failed", failure.request_id, failure.code, failure.retryable, failure.reason)
         )
-        assert (failure.busy_for is not None) is (
-            failure.retryable and failure.code != "worker_lost"
-        )
+        self.retry_after = failure.retry_after
+        assert (failure.busy_for is not None) is (failure.code in ("overloaded", "not_ready"))
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         self.queue.put_nowait(("load", report))
@@ -249,7 +249,9 @@ async def test_refusals_and_load_reports_are_handed_on(path: Path):
     async with connected(path) as (engine, link, events):
         link.submit(request("a"))
         await engine.next()
-        engine.listener.send_rejection(RequestId("a"), "context_length_exceeded", "too long")
+        engine.listener.send_rejection(
+            Reject(RequestId("a"), "context_length_exceeded", "too long")
+        )
         engine.listener.gateways.send_load(REPORT)
         expected = ("failed", "a", "context_length_exceeded", False, "too long")
         assert await events.next() == expected
@@ -479,5 +481,18 @@ async def test_an_engine_that_is_full_is_left_for_another(path: Path):
     async with connected(path) as (engine, link, events):
         link.submit(request("a"))
         await engine.next()
-        engine.listener.send_rejection(RequestId("a"), "overloaded", "4096 requests are waiting")
+        engine.listener.send_rejection(
+            Reject(RequestId("a"), "overloaded", "4096 requests are waiting")
+        )
         assert (await events.next())[:4] == ("failed", "a", "overloaded", True)
+
+
+@async_test
+async def test_a_refused_target_is_handed_on_with_when_it_could_be_kept(path: Path):
+    async with connected(path) as (engine, link, events):
+        link.submit(request("a"))
+        await engine.next()
+        reject = Reject(RequestId("a"), "deadline_infeasible", "3.2 s", retry_after=2.5)
+        engine.listener.send_rejection(reject)
+        assert await events.next() == ("failed", "a", "deadline_infeasible", True, "3.2 s")
+        assert events.retry_after == 2.5

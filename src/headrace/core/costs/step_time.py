@@ -145,6 +145,11 @@ class StepTimes:
         model = self._models.get(replica)
         return None if model is None else model.error
 
+    def is_known(self, replica: ReplicaId) -> bool:
+        """Whether a replica was observed often enough to be believed."""
+        model = self._models.get(replica)
+        return model is not None and model.num_observations >= FEW_OBSERVATIONS
+
     def drop(self, replica: ReplicaId) -> None:
         """Forget a replica; the pool remembers."""
         self._models.pop(replica, None)

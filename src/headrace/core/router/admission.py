@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.core.router.feasibility import soonest_first_token
 from headrace.core.router.pace import Pace, whole_seconds
-from headrace.errors import NotReady, Overloaded
+from headrace.errors import DeadlineInfeasible, NotReady, Overloaded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headrace.core.balancer.policy import Candidate
     from headrace.core.router.fleet import Fleet
     from headrace.core.router.limits import RouterLimits
+    from headrace.core.router.requests import Tracked
     from headrace.core.router.waiting import WaitingQueue
     from headrace.types import Seconds
 
@@ -41,6 +46,23 @@ class Admission:
             longest = queue.longest()
             seconds = 0.0 if longest is None else now - longest.since
         return Refusal(Overloaded.code, reason, whole_seconds(seconds, self._longest_answer))
+
+    def infeasible(
+        self, tracked: Tracked, candidates: Sequence[Candidate], fleet: Fleet, now: Seconds
+    ) -> Refusal | None:
+        """Return what to tell a request whose first token comes too late on every candidate."""
+        if tracked.first_token_by is None or not self._limits.refuse_infeasible:
+            return None
+        left = tracked.first_token_by - now
+        soonest = soonest_first_token(tracked, candidates, fleet)
+        if soonest <= left:
+            return None
+        reason = (
+            f"the first token would come in about {soonest:.2g} s; {max(0.0, left):.2g} s are left "
+            "of what was asked for it"
+        )
+        seconds = whole_seconds(soonest - left, self._longest_answer)
+        return Refusal(DeadlineInfeasible.code, reason, seconds)
 
     @property
     def _longest_answer(self) -> Seconds:

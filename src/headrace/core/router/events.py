@@ -105,6 +105,7 @@ class AttemptFailed:
 
     ``retryable``: another replica may do better. ``to_blame``: counts against the replica.
     ``busy_for``: the replica is full for so many seconds (its Retry-After), which is no fault.
+    ``retry_after``: it would refuse this request again for so long, though not every other.
     """
 
     replica: ReplicaId
@@ -114,6 +115,7 @@ class AttemptFailed:
     retryable: bool = False
     to_blame: bool = False
     busy_for: Seconds | None = None
+    retry_after: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ class RouterLimits:
     max_migrations: int = 3  # times a request survives its replica's end; 0: never
     max_retries: int = 2  # of a request whose attempts failed while their replicas live
     retry_share: float = 0.1  # retries of all requests together, in proportion to them
+    refuse_infeasible: bool = True  # what asks for its first token sooner than it can come
     max_busy: Seconds = 60.0  # that a replica which says that it is full is left alone
     continues: bool = True  # False: the replicas (foreign) cannot go on from tokens
     start_seconds: Seconds | None = None  # what a replica usually takes to become ready

@@ -48,7 +48,8 @@ __all__ = ["Router", "RouterLimits"]
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.core.balancer.policy import Policy, ReplicaView
+    from headrace.core.balancer.policy import Candidate, Policy, ReplicaView
+    from headrace.core.router.waiting import Group
     from headrace.types import ReplicaId, RequestId, Seconds
 
 
@@ -228,7 +229,7 @@ class Router:
 
     def _place(self, now: Seconds, effects: list[RouterEffect]) -> None:
         fleet, queue = self._fleet, self._streams.queue
-        while queue:
+        while (group := queue.head()) is not None:
             members = fleet.open(now)
             if not members and not fleet.taking():
                 self._oversight.judge(self._health.probe_least_bad(now), now, effects)
@@ -236,8 +237,10 @@ class Router:
             if not members:
                 self._busy_until = fleet.busy_until(now)
                 return
-            group = queue.pop()
             candidates = fleet.candidates(group.first, members)
+            if self._refuse_infeasible(group, candidates, now, effects):
+                continue
+            queue.pop()
             candidate, choice, failure = self._chooser.choose(group.first, candidates)
             if failure is not None:
                 effects.append(failure)
@@ -245,6 +248,23 @@ class Router:
             requests = fleet.send(group.members.values(), candidate, now)
             for client_id, request in zip(group.members, requests, strict=True):
                 effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
+
+    def _refuse_infeasible(
+        self,
+        group: Group,
+        candidates: Sequence[Candidate],
+        now: Seconds,
+        effects: list[RouterEffect],
+    ) -> bool:
+        """End a group whose first token cannot come in time."""
+        refusal = self._admission.infeasible(group.first, candidates, self._fleet, now)
+        if refusal is None:
+            return False
+        effects.extend(
+            self._streams.fail(tracked, Fail(tracked.id, *refusal), now)
+            for tracked in list(group.members.values())
+        )
+        return True
 
     def _finish_drain(self, effects: list[RouterEffect]) -> None:
         if self._drain_until is not None and not self._streams.alive and not self._drained:

@@ -12,7 +12,7 @@ from headrace.types import BlockKey, RequestId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.types import ReplicaId, Request, TokenId, Tokens
+    from headrace.types import ReplicaId, Request, Seconds, TokenId, Tokens
 
 _DIGEST = "<Q24x"  # of SHA-256, the 8 bytes that are the key
 
@@ -48,6 +48,14 @@ class Tracked:
         """What may still come."""
         return self.request.max_tokens - len(self.tokens)
 
+    @property
+    def first_token_by(self) -> Seconds | None:
+        """When its first token is wanted, as long as no replica has accepted it.
+
+        One that had a place and lost it is late without its fault: nobody is to refuse it for that.
+        """
+        return self.request.first_token_by if self.num_attempts == self.num_retries else None
+
     def next_request(self) -> Request:
         """Return what to send for the next attempt: it goes on after the last delivered token."""
         if not self.num_attempts:
@@ -59,6 +67,7 @@ class Tracked:
             prompt=request.prompt + tuple(tokens),
             max_tokens=self.num_tokens_left,
             num_prior=request.num_prior + len(tokens),
+            first_token_by=self.first_token_by,
         )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headrace.core.router.limits import RouterLimits
     from headrace.core.router.pace import Pace
     from headrace.core.router.requests import Attempt, Tracked
-    from headrace.types import RequestId, Seconds
+    from headrace.types import ReplicaId, RequestId, Seconds
 
 
 def deadline_failure(request_id: RequestId) -> Fail:
@@ -123,12 +123,13 @@ class Streams:
             and self._can_continue(tracked)
             and tracked.num_retries <= limits.max_retries
             and (not tracked.answered or tracked.num_losses <= limits.max_migrations)
+            and (event.retry_after is None or self._has_another(tracked, event.replica, now))
             and self._budget.spend()
         )
         if may_go_on:
             return self._give_up(attempt, event.reason, now, cancel=False, may_go_on=True)
-        busy = event.busy_for
-        retry_after = None if busy is None else whole_seconds(busy, limits.max_busy)
+        wait = event.retry_after if event.busy_for is None else event.busy_for
+        retry_after = None if wait is None else whole_seconds(wait, limits.max_busy)
         failure = Fail(tracked.id, event.code, event.reason, retry_after)
         return [self.fail(tracked, failure, now)]
 
@@ -178,6 +179,10 @@ class Streams:
         tracked.tried = (*tracked.tried, replica)
         self.queue.take_back(tracked, now)
         return [GoOn(tracked.id, replica, reason, len(tracked.tokens)), *told]
+
+    def _has_another(self, tracked: Tracked, replica: ReplicaId, now: Seconds) -> bool:
+        tried = (*tracked.tried, replica)
+        return any(member.view.replica not in tried for member in self._fleet.open(now))
 
     def _can_continue(self, tracked: Tracked) -> bool:
         return self._limits.continues or not tracked.answered

@@ -9,6 +9,7 @@ from headrace.core.router.events import ClientGone, RequestArrived
 from headrace.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
+    DeadlineInfeasible,
     EngineFault,
     InvalidRequest,
     NotReady,
@@ -36,6 +37,7 @@ _ERRORS: dict[str, type[RequestError]] = {
         ReplicaLost,
         Overloaded,
         NotReady,
+        DeadlineInfeasible,
         DeadlineExceeded,
     )
 }

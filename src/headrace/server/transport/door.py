@@ -49,6 +49,8 @@ def objection(request: Request, *, vocab_size: int) -> str | None:
     times = (request.deadline, request.first_token_by, request.itl, request.retention)
     if any(time is not None and not math.isfinite(time) for time in times):
         return "a deadline or target is not a number"
+    if request.itl is not None and request.itl <= 0:
+        return f"itl is {request.itl} s; it must be above 0"
     if not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
         return f"the tenant's weight is {request.weight}, not within {MIN_WEIGHT} and {MAX_WEIGHT}"
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:

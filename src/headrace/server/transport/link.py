@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, assert_never
 
 from headrace.core.router.events import AttemptFailed
-from headrace.errors import NotReady, Overloaded, ProtocolError, ReplicaLost
+from headrace.errors import DeadlineInfeasible, NotReady, Overloaded, ProtocolError, ReplicaLost
 from headrace.messages import (
     AbortRequest,
     Beat,
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from headrace.server.transport.frames import ConnectionLimits
     from headrace.types import ReplicaId, Request, RequestId, Tokens
 
-RETRYABLE = frozenset(error.code for error in (Overloaded, NotReady, ReplicaLost))
+RETRYABLE = frozenset(
+    error.code for error in (Overloaded, NotReady, ReplicaLost, DeadlineInfeasible)
+)
 """Codes of refusals that say nothing of the request: another replica may take it."""
 
 BUSY_SECONDS = 1.0
@@ -130,7 +132,7 @@ class EngineLink:
         attempt = self._current
         if attempt is None or attempt.connection is None:
             reason = f"replica {self._replica} is not connected"
-            failure = self._failure(request.id, ReplicaLost.code, reason)
+            failure = self._failure(request.id, Rejected(0, ReplicaLost.code, reason))
             asyncio.get_running_loop().call_soon(self.events.failed, failure)
             return
         number = attempt.next_number
@@ -249,16 +251,18 @@ class EngineLink:
         stream = self._stream(attempt, message.stream)
         if stream is not None:
             attempt.forget(message.stream)
-            self.events.failed(self._failure(stream.request_id, message.code, message.reason))
+            self.events.failed(self._failure(stream.request_id, message))
 
-    def _failure(self, request_id: RequestId, code: str, reason: str) -> AttemptFailed:
+    def _failure(self, request_id: RequestId, refusal: Rejected) -> AttemptFailed:
+        code = refusal.code
         return AttemptFailed(
             replica=self._replica,
             request_id=request_id,
             code=code,
-            reason=reason,
+            reason=refusal.reason,
             retryable=code in RETRYABLE,
             busy_for=BUSY_SECONDS if code in (Overloaded.code, NotReady.code) else None,
+            retry_after=refusal.retry_after,
         )
 
     def _stream(self, attempt: _Attempt, number: int) -> _Stream | None:

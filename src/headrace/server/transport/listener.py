@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headrace.clock import Clock
-    from headrace.core.scheduler.events import SnapshotWanted
+    from headrace.core.scheduler.events import Reject, SnapshotWanted
     from headrace.server.links import ReplicaDescription
     from headrace.server.transport.frames import ConnectionLimits
     from headrace.server.transport.sessions import Session
@@ -109,12 +109,13 @@ class EngineListener:
         for session in self.gateways:
             session.flush()
 
-    def send_rejection(self, request_id: RequestId, code: str, reason: str) -> None:
+    def send_rejection(self, reject: Reject) -> None:
         """Tell the gateway that this request will not be served."""
-        route = self._routes.get(request_id)
+        route = self._routes.get(reject.request_id)
         if route is not None:
-            self._forget(request_id)
-            route.session.connection.send(Rejected(route.stream, code, reason))
+            self._forget(reject.request_id)
+            message = Rejected(route.stream, reject.code, reject.reason, reject.retry_after)
+            route.session.connection.send(message)
 
     # From connections (FramePeer)
 
