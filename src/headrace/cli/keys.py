@@ -41,6 +41,8 @@ _RANGES = {
     "tenant": _NAMES,
     "weight": "0.01 to 100",
     "max_concurrent": "0 to 1048576",
+    "tightest_ttft_ms": "0 (any) to 86400000",
+    "tightest_itl_ms": "0 (any) to 86400000",
 }
 _FLAGS = (Flag("--file", "server.key_file", "FILE"),)
 _EPILOG = """examples:
@@ -93,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--expires", metavar="DAYS", type=float, help="end it after so many days")
     create.add_argument(
         "--max-concurrent", metavar="N", type=int, default=0, help="requests at a time; 0: any"
+    )
+    create.add_argument(
+        "--tightest-ttft-ms", metavar="MS", type=float, default=0.0, help="of its targets; 0: any"
+    )
+    create.add_argument(
+        "--tightest-itl-ms", metavar="MS", type=float, default=0.0, help="the same between tokens"
     )
     shown = verbs.add_parser("list", help="show all keys (nobody can show a key itself)")
     shown.add_argument("--json", action="store_true", help="print JSON")
@@ -153,6 +161,8 @@ def _entry(args: argparse.Namespace, key: str, book: KeyBook, *, now: int) -> Ke
         highest=PriorityClass(args.highest),
         trusted=args.trusted,
         max_concurrent=args.max_concurrent,
+        tightest_ttft_ms=args.tightest_ttft_ms,
+        tightest_itl_ms=args.tightest_itl_ms,
     )
     try:
         return msgspec.convert(msgspec.to_builtins(entry), KeyEntry)

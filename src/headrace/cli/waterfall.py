@@ -24,6 +24,7 @@ _COLOURS = {"prefill": 33, "decode": 36, "move": 31, "queue": 35, "engine queue"
 """By span, as SGR codes (ECMA-48)."""
 _GREY = 90
 _BOLD = 1
+_RED = 31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +56,29 @@ def render(told: Explanation, style: Style) -> Iterator[str]:
     """Yield the lines of an explanation."""
     yield style.paint(told.id, _BOLD)
     yield (
-        f"{told.state}; tenant {told.tenant}; {told.prompt_tokens} prompt tokens, "
+        f"{told.state}; tenant {told.tenant}{_class(told)}; {told.prompt_tokens} prompt tokens, "
         f"{told.cached_tokens} of them cached; {told.output_tokens} output tokens"
     )
     first = "no first token" if told.ttft is None else f"first token after {_ms(told.ttft)}"
     yield f"{first}, whole time {_ms(told.seconds)}"
+    yield from _targets(told, style)
     yield ""
     yield from _waterfall(told, style)
     if not told.placements:
         yield "it was never placed"
     for index, placement in enumerate(told.placements):
         yield from _placement(placement, _actual(told, index), style)
+
+
+def _class(told: Explanation) -> str:
+    return f", class {told.priority}" if told.priority else ""
+
+
+def _targets(told: Explanation, style: Style) -> Iterator[str]:
+    for target in told.targets:
+        came = "nothing came" if target.got is None else f"{_ms(target.got)} came"
+        verdict = style.paint("missed", _RED) if target.missed else "kept"
+        yield f"target {target.name:<8} {_ms(target.asked):>12} asked, {came}: {verdict}"
 
 
 def _waterfall(told: Explanation, style: Style) -> Iterator[str]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace.monitoring.shapes import CandidateRow, Explanation, PlacementRow, Span
+from headrace.monitoring.goodput import check
+from headrace.monitoring.shapes import CandidateRow, Explanation, PlacementRow, Span, TargetRow
 
 if TYPE_CHECKING:
     from headrace.monitoring.records import Attempt, RequestRecord
@@ -35,6 +36,11 @@ def explain(record: RequestRecord, now: Seconds) -> Explanation:
         seconds=record.seconds(now),
         spans=_spans(record, now),
         placements=[_placement(record, attempt) for attempt in record.attempts],
+        priority=record.priority.value,
+        targets=[
+            TargetRow(name=name, asked=asked, got=got, missed=is_missed)
+            for name, asked, got, is_missed in check(record.targets, record.pace(now))
+        ],
     )
 
 

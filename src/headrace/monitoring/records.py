@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from headrace.monitoring.goodput import NO_TARGETS, Pace, Targets
 from headrace.monitoring.shapes import RequestRow
+from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,11 +64,16 @@ class RequestRecord:
     begun_at: Seconds  # its work here
     prepared_at: Seconds  # its tokens were known
     prompt_tokens: Tokens
+    priority: PriorityClass = PriorityClass.STANDARD
+    targets: Targets = NO_TARGETS
+    missed: tuple[str, ...] | None = None  # of its targets, at its end; None: it is not counted
     choices: dict[RequestId, list[Attempt]] = field(default_factory=dict)
     state: str = WAITING  # RUNNING, then a finish reason or an error code
     ttft: Seconds | None = None
     cached_tokens: Tokens = 0
     output_tokens: Tokens = 0
+    slowest_ttft: Seconds | None = None  # of all choices
+    slowest_itl: Seconds | None = None  # mean of the choice where it is longest
     last_choice: RequestId | None = None  # the one that ended last
     done_at: Seconds | None = None  # its answer's last byte was written
 
@@ -89,6 +96,20 @@ class RequestRecord:
     def replicas(self) -> list[ReplicaId]:
         """Where it was, in order, each once."""
         return list(dict.fromkeys(attempt.replica for attempt in self.attempts))
+
+    def pace(self, now: Seconds) -> Pace:
+        """Its times, as targets are compared with them."""
+        return Pace(self.seconds(now), self.slowest_ttft, self.slowest_itl)
+
+    def note_first(self, ttft: Seconds) -> None:
+        """A choice has its first token."""
+        self.ttft = ttft if self.ttft is None else min(self.ttft, ttft)
+        self.slowest_ttft = max(self.slowest_ttft or 0.0, ttft)
+
+    def note_choice(self, first: Seconds, last: Seconds, num_tokens: Tokens) -> None:
+        """A choice is over whose first and last tokens came at these times."""
+        if num_tokens > 1:
+            self.slowest_itl = max(self.slowest_itl or 0.0, (last - first) / (num_tokens - 1))
 
     def seconds(self, now: Seconds) -> Seconds:
         """Since it arrived, until it was done."""
@@ -150,6 +171,8 @@ def request_row(record: RequestRecord, now: Seconds) -> RequestRow:
         state=record.state,
         replica=", ".join(record.replicas),
         tenant=record.tenant,
+        priority=record.priority.value,
+        missed=None if record.missed is None else ", ".join(record.missed),
         prompt_tokens=record.prompt_tokens,
         cached_tokens=record.cached_tokens,
         output_tokens=record.output_tokens,

@@ -46,6 +46,8 @@ class Rates(Struct, frozen=True, kw_only=True):
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
     cached_share: float = 0.0  # of prompt tokens
+    with_targets: float = 0.0  # requests that ended and are measured by targets
+    goodput: float = 0.0  # of those, the ones within them
 
 
 class RequestRow(Struct, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class RequestRow(Struct, frozen=True, kw_only=True):
     state: str  # waiting, running, or how it ended: a finish reason or an error code
     replica: str = ""
     tenant: str = ""
+    priority: str = ""
+    missed: str | None = None  # targets that it missed; None: it is not measured, or goes on
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -133,6 +137,15 @@ class PlacementRow(Struct, frozen=True, kw_only=True):
     actual_ttft: float | None = None  # from there to the attempt's first token; None without one
 
 
+class TargetRow(Struct, frozen=True, kw_only=True):
+    """What was asked of a request's time, and what came."""
+
+    name: str  # ttft, itl, deadline
+    asked: float
+    got: float | None  # None: nothing yet
+    missed: bool
+
+
 class Explanation(Struct, frozen=True, kw_only=True):
     """GET /explain/ID: where each millisecond of a request went. Spans sum to ``seconds``."""
 
@@ -147,6 +160,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     seconds: float
     spans: list[Span]
     placements: list[PlacementRow]
+    priority: str = ""
+    targets: list[TargetRow] = []
 
 
 class JournalEntry(Struct, frozen=True, kw_only=True):

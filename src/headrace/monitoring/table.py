@@ -98,6 +98,23 @@ OVERSHOOT_TOKENS = _counter(
 PROMPT_LENGTH = _histogram("prompt_tokens", "Length of prompts.", _TOKEN_BUCKETS)
 OUTPUT_LENGTH = _histogram("output_tokens", "Length of generations.", _TOKEN_BUCKETS)
 
+WITH_TARGETS = _counter(
+    "requests_with_targets_total",
+    "Requests with targets that ended: asked for by the request or set for its class.",
+    "class",
+)
+WITHIN_TARGETS = _counter(
+    "requests_within_targets_total",
+    "Of those, the ones that ended well within all of them. Its rate is the goodput.",
+    "class",
+)
+TARGETS_MISSED = _counter(
+    "targets_missed_total",
+    "Targets missed: ttft, itl (mean of a request), deadline; refused or failed requests.",
+    "class",
+    "target",
+)
+
 # Gateway: its replicas and the Router's decisions
 
 REPLICA_READY = _gauge("replica_ready", "1 while a replica is connected.", "replica")
@@ -230,6 +247,9 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     OVERSHOOT_TOKENS,
     PROMPT_LENGTH,
     OUTPUT_LENGTH,
+    WITH_TARGETS,
+    WITHIN_TARGETS,
+    TARGETS_MISSED,
     KEYS_REFUSED,
     REPLICA_READY,
     REPLICA_LOSSES,

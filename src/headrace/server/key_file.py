@@ -46,6 +46,8 @@ class KeyEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     weight: Weight = 1.0
     highest: PriorityClass = PriorityClass.STANDARD
     trusted: bool = False  # may speak for other tenants (x-headrace-tenant)
+    tightest_ttft_ms: Annotated[float, Meta(ge=0, le=86_400_000)] = 0.0  # of its targets; 0: any
+    tightest_itl_ms: Annotated[float, Meta(ge=0, le=86_400_000)] = 0.0
     max_concurrent: Annotated[int, Meta(ge=0, le=1 << 20)] = 0  # 0: no limit of its own
 
 

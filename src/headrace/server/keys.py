@@ -46,7 +46,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who asks. ``highest`` caps the class of requests; ``max_concurrent`` 0 is no limit."""
+    """Who asks. ``highest`` caps the class of requests; ``max_concurrent`` 0 is no limit.
+
+    Targets tighter than ``tightest_ttft`` and ``tightest_itl`` (seconds) become those.
+    """
 
     name: str
     tenant: str = DEFAULT_TENANT
@@ -54,6 +57,8 @@ class Principal:
     weight: float = 1.0
     trusted: bool = False
     max_concurrent: int = 0
+    tightest_ttft: float = 0.0
+    tightest_itl: float = 0.0
 
     def capped(self, wanted: PriorityClass) -> PriorityClass:
         """Return the class that a request gets."""
@@ -122,6 +127,11 @@ class KeyFile:
                 found = entry
         return found
 
+    def weight_of(self, tenant: str) -> float | None:
+        """Return the weight of a tenant's newest valid key, None if it has none."""
+        entries = [e for e in self.book.keys if e.tenant == tenant and e.revoked is None]
+        return max(entries, key=_created).weight if entries else None
+
 
 class Keys:
     """Who may come in: those with a key of the settings or of the key file; without both, all."""
@@ -132,10 +142,12 @@ class Keys:
         *,
         file: KeyFile | None = None,
         time: Callable[[], int] = unix_time,
+        trust_tenant_header: bool = False,
     ) -> None:
         self._digests = tuple(sha256(key.encode()).digest() for key in keys)
         self._file = file
         self._time = time
+        self._trusts_all = trust_tenant_header
 
     @property
     def cache_secret(self) -> bytes | None:
@@ -148,16 +160,21 @@ class Keys:
         Keys come as ``Authorization: Bearer`` or ``x-api-key``.
         """
         if not self._digests and self._file is None:
-            return ANYBODY
+            return self._unnamed(ANYBODY, head)
         key = _given(head)
         digest = sha256(key).digest()
         if any([hmac.compare_digest(digest, own) for own in self._digests]):  # always all
-            return _API_KEY
+            return self._unnamed(_API_KEY, head)
         if not key or self._file is None:
             raise AuthenticationFailed(
                 "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
             )
-        return _speaker(self._principal(key.decode("latin-1"), self._file), head)
+        principal = self._principal(key.decode("latin-1"), self._file)
+        return _speaker(principal, head, self._file) if principal.trusted else principal
+
+    def _unnamed(self, principal: Principal, head: RequestHead) -> Principal:
+        """Somebody who is in no key file speaks for tenants only where the settings say so."""
+        return _speaker(principal, head, self._file) if self._trusts_all else principal
 
     async def follow(self) -> None:
         """Look at the key file now and then, until cancelled."""
@@ -185,6 +202,8 @@ class Keys:
             weight=entry.weight,
             trusted=entry.trusted,
             max_concurrent=entry.max_concurrent,
+            tightest_ttft=entry.tightest_ttft_ms / 1000,
+            tightest_itl=entry.tightest_itl_ms / 1000,
         )
 
 
@@ -212,12 +231,13 @@ class Seats:
             self._taken[principal.name] -= 1
 
 
-def open_keys(keys: Sequence[str], path: Path | None) -> Keys:
+def open_keys(keys: Sequence[str], path: Path | None, *, trust_tenant_header: bool = False) -> Keys:
     """Return the keys of a gateway. Raises UsageError for a key file that cannot be used."""
     if path is None:
-        return Keys(keys)
+        return Keys(keys, trust_tenant_header=trust_tenant_header)
     stamp = stamp_of(path)  # first: a change while it is read is seen later
-    return Keys(keys, file=KeyFile(path, read_key_file(path), stamp))
+    file = KeyFile(path, read_key_file(path), stamp)
+    return Keys(keys, file=file, trust_tenant_header=trust_tenant_header)
 
 
 def _by_prefix(book: KeyBook) -> dict[str, list[KeyEntry]]:
@@ -227,6 +247,10 @@ def _by_prefix(book: KeyBook) -> dict[str, list[KeyEntry]]:
     return entries
 
 
+def _created(entry: KeyEntry) -> int:
+    return entry.created
+
+
 def _given(head: RequestHead) -> bytes:
     scheme, _, key = head.headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":
@@ -234,10 +258,10 @@ def _given(head: RequestHead) -> bytes:
     return key.strip()
 
 
-def _speaker(principal: Principal, head: RequestHead) -> Principal:
-    """Believe a trusted key for whom it speaks."""
+def _speaker(principal: Principal, head: RequestHead, file: KeyFile | None) -> Principal:
+    """Believe a trusted one for whom it speaks; a tenant with keys of its own has their weight."""
     tenant = head.headers.get(TENANT_FIELD)
-    if tenant is None or not principal.trusted:
+    if tenant is None:
         return principal
     name = tenant.decode("latin-1")
     if _NAME.fullmatch(name) is None:
@@ -245,4 +269,5 @@ def _speaker(principal: Principal, head: RequestHead) -> Principal:
             "x-headrace-tenant must be 1 to 64 letters, digits, '.', '_' or '-'",
             param="x-headrace-tenant",
         )
-    return replace(principal, tenant=name)
+    weight = None if file is None else file.weight_of(name)
+    return replace(principal, tenant=name, weight=principal.weight if weight is None else weight)

@@ -59,7 +59,7 @@ def test_a_target_that_no_replica_can_keep_is_refused_at_once_with_when_to_come_
     assert isinstance(fail, Fail)
     assert (fail.request_id, fail.code) == (A, DeadlineInfeasible.code)
     assert "would come in about 2" in fail.reason
-    assert "0.5 s are left" in fail.reason
+    assert "0.5 s are left for it" in fail.reason
     assert fail.retry_after == 2.0
     assert router.num_alive == 2
     router.check_integrity()

@@ -112,7 +112,7 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
         served.replica.events.beat(FIRST, IDLE)
         for number in (1, 3):
             served.replica.events.kv_changed(FIRST, number, (BlockKey(number),), ())
-        await migrate(served, other, HI | {"stop": "STOP"})
+        await migrate(served, other, HI | {"stop": "STOP", "ttft_ms": 60_000})
         served.replica.connect()
         served.replica.events.load(FIRST, LOAD)
         served.replica.events.beat(FIRST, IDLE)
@@ -122,6 +122,9 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
         served.replica.connect()
         refused = await served.request("POST", CHAT, HI)
         assert refused.status == 401
+        hasty = HI | {"ttft_ms": 0.001}
+        refused = await served.request("POST", CHAT, hasty, authorization="Bearer key")
+        assert refused.error["code"] == "deadline_infeasible"
         await retry(served, other)
         for replica in (served.replica, other):
             replica.connect()

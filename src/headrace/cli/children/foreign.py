@@ -37,7 +37,11 @@ async def serve_foreign(process: GatewayProcess, parent: Parent, stop: asyncio.E
     configure_logging(process=process.name, format=process.log.format, level=process.log.level)
     file = JournalFile(Path(process.journal)) if process.journal else None
     journal = Journal(unix_time=wall_time, source="router", file=file)
-    keys = open_keys(process.api_keys, Path(process.key_file) if process.key_file else None)
+    keys = open_keys(
+        process.api_keys,
+        Path(process.key_file) if process.key_file else None,
+        trust_tenant_header=process.gateway.trust_tenant_header,
+    )
     gateway = _build(process, journal, keys)
     door = await _open_control(process, gateway)
     serving = asyncio.create_task(gateway.serve(socket.socket(fileno=process.listening_fd)))

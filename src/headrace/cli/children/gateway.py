@@ -57,7 +57,11 @@ async def _serve_either(process: GatewayProcess, parent: Parent, stop: asyncio.E
 async def _serve(process: GatewayProcess, parent: Parent, stop: asyncio.Event) -> int:
     configure_logging(process=process.name, format=process.log.format, level=process.log.level)
     journal = _journal(process)
-    keys = open_keys(process.api_keys, Path(process.key_file) if process.key_file else None)
+    keys = open_keys(
+        process.api_keys,
+        Path(process.key_file) if process.key_file else None,
+        trust_tenant_header=process.gateway.trust_tenant_header,
+    )
     gateway = _build(process, journal, keys)
     members = _members(process, gateway)
     members.update(Member(replica=name, address=path) for name, path in process.engines.items())

@@ -58,9 +58,10 @@ class Admission:
         if soonest <= left:
             return None
         reason = (
-            f"the first token would come in about {soonest:.2g} s; {max(0.0, left):.2g} s are left "
-            "of what was asked for it"
+            f"the first token would come in about {soonest:.2g} s, {left:.2g} s are left for it"
         )
+        if left <= 0:
+            reason = "the time for the first token was over before a replica had room"
         seconds = whole_seconds(soonest - left, self._longest_answer)
         return Refusal(DeadlineInfeasible.code, reason, seconds)
 

@@ -31,6 +31,7 @@ from headrace.server.gateway.routes import Route, RouteTable
 from headrace.server.gateway.scrape import Scrape
 from headrace.server.gateway.state import Questions
 from headrace.server.gateway.traffic import Traffic
+from headrace.server.gateway.urgency import class_targets
 
 if TYPE_CHECKING:
     import socket
@@ -185,7 +186,7 @@ def _build_endpoints(
         threads=threads,
         generations=traffic.generations,
         figures=questions.figures,
-        book=Book(questions.records, outside.clock),
+        book=Book(questions.records, outside.clock, class_targets(config)),
         clock=outside.clock,
         random_bits=outside.random_bits,
         bounds=Bounds(
@@ -238,6 +239,7 @@ def _build_router(config: GatewayConfig) -> Router:
         retry_share=config.retry_share,
         silent_after=config.silent_after,
         stuck_after=config.stuck_after,
+        refuse_infeasible=config.refuse_infeasible,
     )
     return Router(limits, build_policy(config.policy))
 

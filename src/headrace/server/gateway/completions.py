@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from msgspec import UNSET
+
 from headrace.clock import unix_time
 from headrace.errors import InvalidRequest
 from headrace.server.gateway.answers import StreamedAnswer, WholeAnswer
@@ -12,10 +14,10 @@ from headrace.server.gateway.api.decoding import BodyDecoder
 from headrace.server.gateway.api.requests import ChatCompletionRequest, CompletionRequest
 from headrace.server.gateway.choice import Choice
 from headrace.server.gateway.generation import Generation, Running
-from headrace.server.gateway.planning import Asked, Draft, build_requests
+from headrace.server.gateway.planning import Asked, build_requests, draft_for
 from headrace.server.gateway.shapes import ChatShape, CompletionShape, Identity
 from headrace.server.gateway.stops import StopMatcher
-from headrace.types import PriorityClass
+from headrace.server.gateway.urgency import CLASS_FIELD, urgency_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,16 +78,17 @@ class Completions:
             max_tokens=_max_tokens(body),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_field="messages",
+            urgency=urgency_of(body, request.head.headers, exchange.context.principal),
         )
         prompt = await self.prompter.chat(body.messages)
         groups = self._requests(asked, [prompt], exchange.context)
         shape = ChatShape(
-            self._identity("chatcmpl", groups, name),
+            self._identity("chatcmpl", groups, name, asked),
             logprobs=asked.logprobs is not None,
             token_bytes=self.model.token_bytes,
             include_usage=_wants_usage(body),
         )
-        self._begin(exchange, body, groups, shape, continues=False, begun_at=begun_at)
+        self._begin(exchange, asked, groups, shape, continues=False, begun_at=begun_at)
 
     async def complete(self, request: HttpRequest, exchange: Exchange) -> None:
         """POST /v1/completions."""
@@ -93,17 +96,21 @@ class Completions:
         body = await self._decode(_decode_completion, request.body)
         name = self.model.resolve(body.model)
         asked = Asked(
-            fields=body, max_tokens=body.max_tokens, logprobs=body.logprobs, prompt_field="prompt"
+            fields=body,
+            max_tokens=body.max_tokens,
+            logprobs=body.logprobs,
+            prompt_field="prompt",
+            urgency=urgency_of(body, request.head.headers, exchange.context.principal),
         )
         prompts = await self.prompter.texts(body.prompt)
         groups = self._requests(asked, prompts, exchange.context)
         shape = CompletionShape(
-            self._identity("cmpl", groups, name),
+            self._identity("cmpl", groups, name, asked),
             logprobs=asked.logprobs is not None,
             token_bytes=self.model.token_bytes,
             include_usage=_wants_usage(body),
         )
-        self._begin(exchange, body, groups, shape, continues=True, begun_at=begun_at)
+        self._begin(exchange, asked, groups, shape, continues=True, begun_at=begun_at)
 
     async def _decode(self, decoder: BodyDecoder[T], body: bytearray) -> T:
         if len(body) <= self.bounds.large_body_bytes:
@@ -114,31 +121,35 @@ class Completions:
         self, asked: Asked, prompts: list[tuple[TokenId, ...]], context: ResponseContext
     ) -> Groups:
         timeout = self.bounds.request_timeout
-        draft = Draft(
+        draft = draft_for(
+            context.principal,
+            asked.urgency,
             id=context.request_id,
             seed=self.random_bits(_SEED_BITS),
-            deadline=context.arrived_at + min(timeout, asked.fields.timeout or timeout),
-            tenant=context.principal.tenant,
-            priority=context.principal.capped(PriorityClass.STANDARD),
+            arrived_at=context.arrived_at,
+            timeout=min(timeout, asked.fields.timeout or timeout),
         )
         salt = asked.fields.cache_salt
         groups = build_requests(asked, prompts, draft, self.model.facts())
         return [self.model.replicas.name_blocks(group, salt) for group in groups]
 
-    def _identity(self, prefix: str, groups: Groups, name: str) -> Identity:
+    def _identity(self, prefix: str, groups: Groups, name: str, asked: Asked) -> Identity:
         request_id = groups[0][0].id.partition("#")[0]
-        return Identity(f"{prefix}-{request_id}", unix_time(), name)
+        tier = UNSET if asked.fields.service_tier is None else asked.urgency.tier.value
+        return Identity(f"{prefix}-{request_id}", unix_time(), name, tier)
 
     def _begin(
         self,
         exchange: Exchange,
-        fields: GenerationFields,
+        asked: Asked,
         groups: Groups,
         shape: Shape,
         *,
         continues: bool,
         begun_at: Seconds,
     ) -> None:
+        fields, context, priority = asked.fields, exchange.context, asked.urgency.priority
+        context.headers.append((CLASS_FIELD, priority.value.encode()))
         running = self._running(fields, groups, continues=continues)
         answer: Answer
         if fields.stream:
@@ -149,8 +160,8 @@ class Completions:
         generation = Generation(
             running=running,
             record=self.book.open(
-                exchange.context,
-                tenant=groups[0][0].tenant,
+                context,
+                urgency=asked.urgency,
                 begun_at=begun_at,
                 prompt_tokens=prompt_tokens,
             ),

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from headrace.server.gateway.http.limits import HttpLimits
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Milliseconds = Annotated[float, Meta(ge=0, le=86_400_000)]
 _Number = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
@@ -41,6 +42,24 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         _Seconds, Meta(description="without a heartbeat, until a replica counts as hung")
     ] = 3.0
     request_timeout: Annotated[_Seconds, Meta(description="longest life of one request")] = 600.0
+    refuse_infeasible: Annotated[
+        bool, Meta(description="refuse at once what asks for its first token too soon")
+    ] = True
+    trust_tenant_header: Annotated[
+        bool, Meta(description="believe x-headrace-tenant without a trusted key")
+    ] = False
+    interactive_ttft_ms: Annotated[
+        _Milliseconds, Meta(description="goodput of requests without targets; 0: not measured")
+    ] = 0.0
+    interactive_itl_ms: Annotated[
+        _Milliseconds, Meta(description="the same between two tokens, on average")
+    ] = 0.0
+    standard_ttft_ms: Annotated[_Milliseconds, Meta(description="the same for class standard")] = (
+        0.0
+    )
+    standard_itl_ms: Annotated[_Milliseconds, Meta(description="the same between tokens")] = 0.0
+    batch_ttft_ms: Annotated[_Milliseconds, Meta(description="the same for class batch")] = 0.0
+    batch_itl_ms: Annotated[_Milliseconds, Meta(description="the same between tokens")] = 0.0
     stuck_after: Annotated[
         _Seconds, Meta(description="without a step, until a replica with work counts as stuck")
     ] = 10.0

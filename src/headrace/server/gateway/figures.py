@@ -6,13 +6,14 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from headrace.monitoring import table
+from headrace.monitoring.goodput import missed
 from headrace.monitoring.shapes import Rates
 from headrace.monitoring.windows import WINDOW_SECONDS, Spread, Window
 from headrace.types import FinishReason
 
 if TYPE_CHECKING:
     from headrace.monitoring.metrics import Registry
-    from headrace.monitoring.records import Attempt
+    from headrace.monitoring.records import Attempt, RequestRecord
     from headrace.types import Seconds, Tokens, Usage
 
 _WELL = (FinishReason.STOP, FinishReason.LENGTH)
@@ -25,6 +26,8 @@ class Rate(IntEnum):
     FAILURES = 1
     PROMPT_TOKENS = 2
     CACHED_TOKENS = 3
+    WITH_TARGETS = 4
+    WITHIN_TARGETS = 5
 
 
 class Figures:
@@ -63,8 +66,9 @@ class Figures:
         self.registry.add(table.GENERATIONS, finish)
         self.registry.observe(table.OUTPUT_LENGTH, value=num_tokens)
 
-    def billed(self, usage: Usage, state: str, now: Seconds) -> None:
-        """A client request ended, ``state`` says how."""
+    def billed(self, usage: Usage, record: RequestRecord, now: Seconds) -> None:
+        """A client request ended, as its record says: compare it with its targets too."""
+        state = record.state
         self.settle()
         self.registry.add(table.PROMPT_TOKENS, amount=usage.prompt_tokens)
         self.registry.add(table.CACHED_TOKENS, amount=usage.cached_tokens)
@@ -75,6 +79,20 @@ class Figures:
         window.add(Rate.CACHED_TOKENS, usage.cached_tokens, now)
         if state not in _WELL and state != FinishReason.ABORT:
             window.add(Rate.FAILURES, 1, now)
+        self._judge(record, now)
+
+    def _judge(self, record: RequestRecord, now: Seconds) -> None:
+        record.missed = missed(record.targets, record.pace(now), record.state)
+        if record.missed is None:
+            return
+        priority = record.priority.value
+        self.registry.add(table.WITH_TARGETS, priority)
+        self._window.add(Rate.WITH_TARGETS, 1, now)
+        if not record.missed:
+            self.registry.add(table.WITHIN_TARGETS, priority)
+            self._window.add(Rate.WITHIN_TARGETS, 1, now)
+        for target in record.missed:
+            self.registry.add(table.TARGETS_MISSED, priority, target)
 
     def first_token(self, seconds: Seconds, now: Seconds) -> None:
         """Since the request was read."""
@@ -129,4 +147,6 @@ class Figures:
             prompt_tokens=prompt_tokens / seconds,
             output_tokens=(self.ttft.count(now) + self.itl.count(now)) / seconds,
             cached_share=counts[Rate.CACHED_TOKENS] / prompt_tokens if prompt_tokens else 0.0,
+            with_targets=counts[Rate.WITH_TARGETS] / seconds,
+            goodput=counts[Rate.WITHIN_TARGETS] / seconds,
         )

@@ -33,6 +33,7 @@ class Running:
 
     choice: Choice
     counts_prompt: bool  # the first choice of its prompt: says how much of it was cached
+    first_at: Seconds | None = None  # when its first token came
     last_at: Seconds | None = None  # when its last token came
     attempt: Attempt | None = None  # the current one; None until it was sent to a replica
     is_fresh: bool = True  # the attempt has no token yet
@@ -113,26 +114,26 @@ class Generation:
 
     def _finish(self, output: Output, finish: FinishReason, now: Seconds) -> None:
         running = self._running.pop(output.request_id)
-        _close(running)
+        self._close(running)
         self.record.last_choice = output.request_id
         self._figures.ended(finish, running.choice.num_tokens)
         self._release((output.request_id,), unwanted=output.finish is None)
         if not self._running:
             self.record.state = finish
             usage = self._usage()
-            self._figures.billed(usage, finish, now)
+            self._figures.billed(usage, self.record, now)
             self._answer.complete(usage)
             self._ended(self.record)
 
     def _stop(self, state: str, now: Seconds) -> None:
         ids = tuple(self._running)
         for running in self._running.values():
-            _close(running)
+            self._close(running)
             self._figures.ended(state, running.choice.num_tokens)
         self._running.clear()
         self.record.last_choice = ids[-1]
         self.record.state = state
-        self._figures.billed(self._usage(), state, now)
+        self._figures.billed(self._usage(), self.record, now)
         self._release(ids, unwanted=True)
 
     def _note_times(self, running: Running, output: Output, now: Seconds) -> None:
@@ -155,9 +156,15 @@ class Generation:
             return
         if running.counts_prompt:
             self.record.cached_tokens += output.cached_tokens
+        running.first_at = now
         self._figures.first_token(now - self.record.arrived_at, now)
-        if self.record.ttft is None:
-            self.record.ttft = now - self.record.arrived_at
+        self.record.note_first(now - self.record.arrived_at)
+
+    def _close(self, running: Running) -> None:
+        """Write down how long a choice took that is over."""
+        _close(running)
+        if running.first_at is not None and running.last_at is not None:
+            self.record.note_choice(running.first_at, running.last_at, running.choice.num_tokens)
 
     def _usage(self) -> Usage:
         return Usage(

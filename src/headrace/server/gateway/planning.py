@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
-from headrace.server.keys import DEFAULT_TENANT
+from headrace.server.gateway.urgency import Urgency
+from headrace.server.keys import DEFAULT_TENANT, Principal
 from headrace.types import PriorityClass, Request, RequestId, SamplingParams
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Asked:
     max_tokens: Tokens | None
     logprobs: int | None
     prompt_field: str  # for errors
+    urgency: Urgency = field(default_factory=Urgency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,33 @@ class Draft:
     seed: int
     deadline: Seconds
     tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
     priority: PriorityClass = PriorityClass.STANDARD
+    first_token_by: Seconds | None = None
+    itl: Seconds | None = None
+
+
+def draft_for(
+    principal: Principal,
+    urgency: Urgency,
+    *,
+    id: str,
+    seed: int,
+    arrived_at: Seconds,
+    timeout: Seconds,
+) -> Draft:
+    """Return the draft of a request that may take ``timeout`` seconds, or its own deadline."""
+    ttft, itl, deadline = urgency.targets
+    return Draft(
+        id=id,
+        seed=seed,
+        deadline=arrived_at + (timeout if deadline is None else min(timeout, deadline)),
+        tenant=principal.tenant,
+        weight=principal.weight,
+        priority=urgency.priority,
+        first_token_by=None if ttft is None else arrived_at + ttft,
+        itl=itl,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +133,10 @@ def build_requests(
             sampling=sampling,
             deadline=draft.deadline,
             tenant=draft.tenant,
+            weight=draft.weight,
             priority=draft.priority,
+            first_token_by=draft.first_token_by,
+            itl=draft.itl,
         )
         others = [
             replace(

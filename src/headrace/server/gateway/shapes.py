@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from headrace.server.gateway.api.responses import (
     ChatChoice,
@@ -75,6 +76,7 @@ class Identity(NamedTuple):
     id: str
     created: int  # Unix time, whole seconds
     model: str
+    service_tier: str | UnsetType = UNSET
 
 
 class ChatShape:
@@ -120,6 +122,7 @@ class ChatShape:
                 id=self._identity.id,
                 created=self._identity.created,
                 model=self._identity.model,
+                service_tier=self._identity.service_tier,
                 choices=[
                     ChatChoice(
                         index,
@@ -188,6 +191,7 @@ class CompletionShape:
                 id=self._identity.id,
                 created=self._identity.created,
                 model=self._identity.model,
+                service_tier=self._identity.service_tier,
                 choices=[
                     CompletionChoice(
                         index,
@@ -235,7 +239,11 @@ class _Chunks:
 
     def __init__(self, identity: Identity, kind: str, *, include_usage: bool) -> None:
         self._head = StreamHead(
-            id=identity.id, object=kind, created=identity.created, model=identity.model
+            id=identity.id,
+            object=kind,
+            created=identity.created,
+            model=identity.model,
+            service_tier=identity.service_tier,
         )
         self._opened = _DATA + _encode(self._head)[:-1] + b',"choices":[{"index":'
         self._closed = b'],"usage":null}' + _END if include_usage else b"]}" + _END

@@ -34,7 +34,6 @@ REFUSED: Mapping[str, tuple[bytes, ...]] = {
     "reasoning_effort": (b'"none"',),
     "verbosity": (),
     "store": _FALSE,
-    "service_tier": (b'"auto"', b'"default"'),
     "best_of": (b"1",),
     "suffix": _EMPTY,
     "echo": _FALSE,

@@ -7,13 +7,17 @@ refusals.py.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Raw, Struct
 
+from headrace.types import PriorityClass
+
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_MESSAGES = 4096
+MAX_MILLISECONDS = 86_400_000
 _MAX_TOKENS = (1 << 31) - 1
 
 TokenNumber = Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
@@ -21,6 +25,16 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Limit = Annotated[int, Meta(ge=1, le=_MAX_TOKENS)]
+Milliseconds = Annotated[float, Meta(gt=0, le=MAX_MILLISECONDS)]
+
+
+class ServiceTier(StrEnum):
+    """OpenAI's words for the class of a request. ``auto`` leaves it to the server."""
+
+    AUTO = "auto"
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"
 
 
 class StreamOptions(Struct, frozen=True):
@@ -35,7 +49,17 @@ class ResponseFormat(Struct, frozen=True):
     type: str
 
 
-class GenerationFields(Struct, frozen=True, kw_only=True):
+class UrgencyFields(Struct, frozen=True, kw_only=True):
+    """What is asked of time: a class, in OpenAI's words or ours, and targets (urgency.py)."""
+
+    service_tier: ServiceTier | None = None
+    priority_class: PriorityClass | None = None
+    ttft_ms: Milliseconds | None = None  # to the first token
+    itl_ms: Milliseconds | None = None  # between two tokens, on average
+    deadline_ms: Milliseconds | None = None  # to the last token; then it is given up
+
+
+class GenerationFields(UrgencyFields, frozen=True, kw_only=True):
     """What both kinds of completions share."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None

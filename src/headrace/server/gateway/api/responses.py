@@ -81,6 +81,7 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    service_tier: str | UnsetType = UNSET
 
 
 class CompletionChoice(Struct, frozen=True):
@@ -101,6 +102,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: UsageBody
+    service_tier: str | UnsetType = UNSET
 
 
 class StreamHead(Struct, frozen=True, kw_only=True):
@@ -110,6 +112,7 @@ class StreamHead(Struct, frozen=True, kw_only=True):
     object: str
     created: int
     model: str
+    service_tier: str | UnsetType = UNSET
     choices: list[None] | UnsetType = UNSET
     usage: UsageBody | UnsetType = UNSET
 

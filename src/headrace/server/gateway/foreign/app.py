@@ -30,6 +30,7 @@ from headrace.server.gateway.routes import Route, RouteTable
 from headrace.server.gateway.scrape import Scrape
 from headrace.server.gateway.state import Questions
 from headrace.server.gateway.traffic import Traffic
+from headrace.server.gateway.urgency import class_targets
 
 if TYPE_CHECKING:
     import socket
@@ -131,7 +132,7 @@ def build_foreign_gateway(
     )
     passing = PassThrough(
         pools=pools,
-        book=Book(questions.records, clock),
+        book=Book(questions.records, clock, class_targets(config)),
         figures=figures,
         clock=clock,
         request_timeout=config.request_timeout,

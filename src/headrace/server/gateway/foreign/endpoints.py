@@ -9,9 +9,11 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace.errors import ModelNotFound
+from headrace.server.gateway.api.requests import UrgencyFields
 from headrace.server.gateway.foreign.passage import Passage, PassedRequest
 from headrace.server.gateway.foreign.scanning import name_chunks, scan
 from headrace.server.gateway.http.messages import Response
+from headrace.server.gateway.urgency import urgency_of
 from headrace.types import Request, RequestId
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.foreign.scanning import RequestScan
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, ResponseContext
+    from headrace.server.gateway.urgency import Urgency
     from headrace.types import Seconds
 
 PASSED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -31,6 +34,9 @@ MODELS_PATH = "/v1/models/"
 
 _PASSED_FIELDS = (b"accept", b"content-type")
 """Of a client's header fields those that replicas see, beside ``x-request-id``."""
+
+_IN_THE_BODY = UrgencyFields()
+"""Fields of a body are the replica's to read; those of the header are ours, and are passed on."""
 
 _USUAL_OUTPUT = 256  # tokens, for the balancer, where a client sets no limit
 
@@ -48,20 +54,21 @@ class PassThrough:
     def serve(self, request: HttpRequest, exchange: Exchange) -> None:
         """Begin a passage; it answers. Raises RequestError."""
         begun_at = self.clock.now()
+        urgency = urgency_of(_IN_THE_BODY, request.head.headers, exchange.context.principal)
         found = scan(request.body)
         pool = self.pools.resolve(found.model)
         text = found.text
         passed = PassedRequest(
             path=request.head.path,
             body=request.body,
-            headers=_passed_fields(request, exchange.context),
+            headers=_passed_fields(request, exchange.context, urgency),
             stream=found.stream is True,
             prompt_bytes=len(text),
             prompt_tokens=pool.estimate.tokens(len(text)),
         )
         record = self.book.open(
             exchange.context,
-            tenant=exchange.context.principal.tenant,
+            urgency=urgency,
             begun_at=begun_at,
             prompt_tokens=passed.prompt_tokens,
         )
@@ -70,6 +77,7 @@ class PassThrough:
     def _request(
         self, pool: ModelPool, found: RequestScan, text: bytes, record: RequestRecord
     ) -> Request:
+        limit = record.targets.deadline or self.request_timeout
         root = self.pools.root(pool, record.tenant, found.cache_salt)
         return Request(
             id=RequestId(record.id),
@@ -77,8 +85,9 @@ class PassThrough:
             max_tokens=found.output_limit or _USUAL_OUTPUT,
             chain=name_chunks(root, text),
             chain_root=root,
-            deadline=record.arrived_at + self.request_timeout,
+            deadline=record.arrived_at + min(limit, self.request_timeout),
             tenant=record.tenant,
+            priority=record.priority,
         )
 
     def _begin(
@@ -127,9 +136,10 @@ class ForeignModels:
         exchange.reply(Response(200, bytes(card)))
 
 
-def _passed_fields(request: HttpRequest, context: ResponseContext) -> bytes:
+def _passed_fields(request: HttpRequest, context: ResponseContext, urgency: Urgency) -> bytes:
     fields = request.head.headers
     lines = [name + b": " + fields[name] + b"\r\n" for name in _PASSED_FIELDS if name in fields]
     request_id = context.client_request_id or context.request_id
     lines.append(b"x-request-id: " + request_id.encode() + b"\r\n")
+    lines += [name + b": " + value + b"\r\n" for name, value in urgency.fields(fields).items()]
     return b"".join(lines)

@@ -154,8 +154,8 @@ class Passage:
             self._figures.next_tokens(now - self._last_at, num_events or 1, now)
         else:
             self.begun = True
-            self.record.ttft = now - self.record.arrived_at
-            self._figures.first_token(self.record.ttft, now)
+            self.record.note_first(now - self.record.arrived_at)
+            self._figures.first_token(now - self.record.arrived_at, now)
             if self._attempt is not None:
                 self._attempt.first_at = now
         self._last_at = now
@@ -185,7 +185,10 @@ class Passage:
             completion_tokens=record.output_tokens,
             cached_tokens=record.cached_tokens,
         )
-        self._figures.billed(usage, state, now)
+        if record.ttft is not None:
+            first_at = record.arrived_at + record.ttft
+            record.note_choice(first_at, self._last_at, record.output_tokens)
+        self._figures.billed(usage, record, now)
         if unwanted and self._give_up is not None:
             self._give_up()
         self._release((self.id,), unwanted=unwanted)
