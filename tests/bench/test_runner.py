@@ -12,7 +12,7 @@ import pytest
 from fake_server import FakeServer, Seen, stream_tokens, write_json
 
 from headrace.bench import command
-from headrace.bench.config import BenchConfig, ClosedLoop, OpenLoop, Target
+from headrace.bench.config import BenchConfig, ClosedLoop, Goodput, OpenLoop, Target
 from headrace.bench.environment import hide_secrets
 from headrace.bench.report import Report, to_json, to_table
 from headrace.bench.runner import RunFailed, run
@@ -30,7 +30,10 @@ def run_against(
 ) -> tuple[Report, FakeServer]:
     async def scenario() -> tuple[Report, FakeServer]:
         async with FakeServer(respond) as server:
-            target = Target(base_url=server.url, api_key=settings.pop("api_key", None))
+            fields = {
+                name: settings.pop(name) for name in ("api_key", "headers") if name in settings
+            }
+            target = Target(base_url=server.url, **fields)
             return await run(BenchConfig(target=target, **settings)), server
 
     return asyncio.run(scenario())
@@ -172,6 +175,27 @@ def test_flags_make_the_configuration():
     assert config.extra_body == {"top_k": 2}
 
 
+def test_targets_class_and_tenant_are_asked_for_and_measured():
+    words = ("--ttft-ms", "500", "--itl-ms", "40.5", "--class", "batch", "--tenant", "blue")
+    config = command.config_from(parse(*words))
+    assert config.goodput == Goodput(ttft_ms=500, itl_ms=40.5)
+    assert command.config_from(parse()).goodput is None
+    both = command.config_from(parse("--ttft-ms", "500", "--goodput", "ttft:700"))
+    assert both.goodput == Goodput(ttft_ms=700)
+
+    async def respond(seen: Seen, writer: asyncio.StreamWriter):
+        await stream_tokens(seen, writer)
+
+    _, server = run_against(respond, requests=2, headers=config.target.headers)
+    sent = server.seen[-1].headers
+    assert {name: value for name, value in sent.items() if name.startswith("x-headrace-")} == {
+        "x-headrace-class": "batch",
+        "x-headrace-tenant": "blue",
+        "x-headrace-ttft-ms": "500.000",
+        "x-headrace-itl-ms": "40.500",
+    }
+
+
 @pytest.mark.parametrize(
     "words",
     [("--rate", "1", "--concurrency", "2"), ("--constant",), ("--base-url", "nowhere")],
@@ -188,6 +212,9 @@ def test_contradictions_are_usage_errors(words: tuple[str, ...]):
         ("--requests", "0"),
         ("--cancel", "2"),
         ("--goodput", "x:1"),
+        ("--ttft-ms", "0"),
+        ("--class", "urgent"),
+        ("--tenant", "a\r\nb"),
         ("--extra-body", "["),
     ],
 )

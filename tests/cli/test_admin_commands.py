@@ -79,6 +79,15 @@ def test_ps_prints_where_the_console_is():
     assert "console" not in page(sample_state())
 
 
+def test_goodput_is_shown_where_requests_have_targets():
+    state = sample_state()
+    assert "goodput" not in page(state)
+    assert state.gateway is not None
+    rates = replace(state.gateway.rates, with_targets=2.0, goodput=1.5)
+    measured = replace(state, gateway=replace(state.gateway, rates=rates))
+    assert "goodput   1.5 requests/s, 75% within targets" in page(measured).splitlines()
+
+
 def test_ps_json_is_the_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with served(FakeAdmin(sample_state()), tmp_path) as admin:
         assert main(["ps", "--json", "--admin", admin]) == 0

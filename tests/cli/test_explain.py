@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.cli.main import main
 from headrace.cli.waterfall import Style, render
-from headrace.monitoring.shapes import Span
+from headrace.monitoring.shapes import Span, TargetRow
 from headrace.testing.fake_admin import FakeAdmin, sample_explanation, sample_state, serving_admin
 
 if TYPE_CHECKING:
@@ -77,6 +77,20 @@ def test_a_terminal_gets_blocks_and_colours():
     text = "\n".join(render(sample_explanation(), DRAWN))
     assert "█" in text
     assert "\x1b[36m" in text
+
+
+def test_class_and_targets_are_told_with_what_came_of_them():
+    rows = [
+        TargetRow(name="ttft", asked=0.04, got=0.05, missed=True),
+        TargetRow(name="deadline", asked=9, got=None, missed=False),
+    ]
+    told = msgspec.structs.replace(sample_explanation(), priority="batch", targets=rows)
+    lines = list(render(told, PLAIN))
+    assert lines[1].startswith("stop; tenant default, class batch; ")
+    assert lines[3:5] == [
+        "target ttft          40.0 ms asked, 50.0 ms came: missed",
+        "target deadline   9,000.0 ms asked, nothing came: kept",
+    ]
 
 
 def test_a_request_that_was_never_placed_is_told_so():

@@ -199,6 +199,7 @@ class Client:
             f"{method} {path} HTTP/1.1\r\nHost: {self._origin.authority}\r\n",
             "" if keep_alive else "Connection: close\r\n",
             f"Authorization: Bearer {key}\r\n" if key else "",
+            *(f"{name}: {value}\r\n" for name, value in self._target.headers.items()),
             about,
             "\r\n",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from headrace.bench.config import (
 from headrace.bench.http import parse_base_url
 from headrace.bench.report import to_json, to_table
 from headrace.errors import StartError, UsageError
+from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: Defaults = NO_DEFAU
     add("--extra-body", type=_json_object, default={}, metavar="JSON", help="more body fields")
     add("--cancel", type=_share, default=0.0, metavar="SHARE", help="cut off mid-stream, e.g. 0.1")
     add("--goodput", type=_goodput, metavar="LIMITS", help="ms, e.g. ttft:500,itl:50,e2e:9000")
+    add("--ttft-ms", type=_positive, metavar="MS", help="ask for it, and measure goodput by it")
+    add("--itl-ms", type=_positive, metavar="MS", help="the same for the mean between two tokens")
+    add("--deadline-ms", type=_positive, metavar="MS", help="the same for the whole answer")
+    add("--class", dest="priority", choices=list(PriorityClass), help="(x-headrace-class)")
+    add("--tenant", type=_tenant, metavar="NAME", help="where the server believes it")
     add("--seed", type=int, default=0, metavar="N", help="of prompts and arrivals (default: 0)")
     add("--timeout", type=_positive, default=600.0, metavar="S", help="a request (default: 600)")
     add("--keep-alive", action="store_true", help="reuse connections (default: one a request)")
@@ -117,6 +124,7 @@ def config_from(args: argparse.Namespace) -> BenchConfig:
             api_key=args.api_key,
             keep_alive=args.keep_alive,
             request_timeout=args.timeout,
+            headers=_headers(args),
         ),
         model=args.model,
         endpoint=Endpoint(args.endpoint),
@@ -133,7 +141,7 @@ def config_from(args: argparse.Namespace) -> BenchConfig:
         cancel_share=args.cancel,
         warmup=args.warmup,
         seed=args.seed,
-        goodput=args.goodput,
+        goodput=args.goodput or _asked(args),
         max_in_flight=args.max_in_flight,
     )
 
@@ -184,6 +192,34 @@ def _arrivals(args: argparse.Namespace) -> Arrivals:
     if args.concurrency is not None:
         raise UsageError("--rate (open loop) and --concurrency (closed loop) exclude each other")
     return OpenLoop(rate=args.rate, constant=args.constant)
+
+
+def _headers(args: argparse.Namespace) -> Mapping[str, str]:
+    """Return what is asked of time, and for whom. Servers other than headrace ignore it."""
+    values = {
+        "x-headrace-class": args.priority,
+        "x-headrace-tenant": args.tenant,
+        "x-headrace-ttft-ms": args.ttft_ms,
+        "x-headrace-itl-ms": args.itl_ms,
+        "x-headrace-deadline-ms": args.deadline_ms,
+    }
+    return {
+        name: f"{value:.3f}" if isinstance(value, float) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _asked(args: argparse.Namespace) -> Goodput | None:
+    """What is asked for is what is measured."""
+    limits = Goodput(ttft_ms=args.ttft_ms, itl_ms=args.itl_ms, e2e_ms=args.deadline_ms)
+    return None if limits == Goodput() else limits
+
+
+def _tenant(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 64 letters, digits, '.', '_', '-'")
+    return text
 
 
 def _count(text: str) -> int:

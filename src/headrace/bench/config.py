@@ -64,6 +64,7 @@ class Target:
     keep_alive: bool = False
     connect_timeout: Seconds = 10.0
     request_timeout: Seconds = 600.0  # from sending to the last byte
+    headers: Mapping[str, str] = field(default_factory=dict)  # further fields of each request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

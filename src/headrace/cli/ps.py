@@ -90,6 +90,9 @@ def _summary(state: ServerState) -> Iterator[str]:
             f"rates     {gateway.rates.requests:.1f} requests/s, "
             f"{gateway.rates.output_tokens:.0f} output tokens/s"
         )
+        if gateway.rates.with_targets:
+            share = gateway.rates.goodput / gateway.rates.with_targets
+            yield f"goodput   {gateway.rates.goodput:.1f} requests/s, {share:.0%} within targets"
     if state.ceiling:
         yield f"scaling   {state.desired} wanted, {state.floor} to {state.ceiling} allowed"
     for decision in state.scaling[-1:]:
