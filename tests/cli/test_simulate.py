@@ -55,6 +55,8 @@ def test_failed_requests_give_exit_code_1():
         (["--replicas", "0"], "--replicas is 0; it must be 1 to"),
         (["--autoscale", "3"], "FLOOR:CEILING"),
         (["--autoscale", "5:2"], "not above the ceiling"),
+        (["--window", "9:3"], "--window is '9:3'; it must be FROM:TO"),
+        (["--trace", "gen:poisson?class=bulk"], "unknown class 'bulk'"),
         (["--kill", "soon"], "--kill is 'soon'; it must be NUMBER@SECONDS"),
         (["--model", "llama-3.1-70b"], "--tp 4 would fit"),
         (["--max-num-batched-tokens", "8"], "max_num_batched_tokens is 8"),

@@ -21,11 +21,13 @@ from headrace.errors import UsageError
 from headrace.twin.cluster import build_cluster
 from headrace.twin.config import Kill, Pool, SimulationConfig
 from headrace.twin.figures import figures_of, to_json
+from headrace.twin.groups import Window
 from headrace.twin.hardware import GPUS
 from headrace.twin.models import MODELS
 from headrace.twin.names import look_up
 from headrace.twin.network import Delay
 from headrace.twin.report import to_comparison, to_table
+from headrace.twin.traces.arrivals import merged
 from headrace.twin.traces.opening import open_trace
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ traces: Azure's CSV or Mooncake's JSON lines (.gz or not; docs/twin.md), or a wo
   gen:poisson?rate=4&requests=500&prompt=512&output=128
   gen:shared-prefix?rate=4&requests=500&groups=16&prefix=2048&prompt=512&output=128
   gen:sessions?rate=1&requests=500&turns=4&think=10&prompt=512&output=128
+each may say class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch
 
 examples:
   headrace simulate --trace conv.csv.gz --model llama-3.1-8b --gpu h100 --replicas 8
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s
   headrace simulate --trace mooncake.jsonl --replicas 8 --compare round_robin,predicted_ttft
+  headrace simulate --trace 'gen:poisson?class=interactive&ttft_ms=500' --trace a.csv?class=batch
 """
 
 
@@ -56,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Play a trace on replicas that nobody owns yet, in virtual time."
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("--trace", required=True, metavar="FILE", help="a trace, or gen:KIND?name=value&...")
+    add(
+        "--trace",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="a trace, or gen:KIND?name=value&...; several: all at once",
+    )
     add(
         "--model",
         default="llama-3.1-8b",
@@ -88,7 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="play the trace X times as fast (1)",
     )
     add("--spread", type=_natural, default=0.0, metavar="S", help="put arrivals off by up to S (0)")
-    add("--limit", type=_count, metavar="N", help="only the first N requests")
+    add("--limit", type=_count, metavar="N", help="only the first N requests of each trace")
+    add("--window", metavar="A:B", help="count classes and tenants from second A to B only")
     add(
         "--concurrency", type=_count, metavar="N", help="closed loop: N at a time, no arrival times"
     )
@@ -108,7 +119,12 @@ def main(args: argparse.Namespace) -> int:
     """Run; exit code 1 if requests failed."""
     config = config_from(args)
     policies = _policies(args)
-    trace = open_trace(args.trace, seed=args.seed, limit=args.limit)
+    trace = merged(
+        [
+            open_trace(name, seed=args.seed + place, limit=args.limit)
+            for place, name in enumerate(args.trace)
+        ]
+    )
     if args.spread:
         trace = trace.spread(args.spread, args.seed)
     if args.rate != 1:
@@ -152,6 +168,7 @@ def config_from(args: argparse.Namespace) -> SimulationConfig:
         kills=tuple(_kill(text) for text in args.kill),
         request_timeout=args.timeout,
         concurrency=args.concurrency,
+        window=_window(args.window),
     )
 
 
@@ -174,6 +191,15 @@ def _range(text: str | None, replicas: int) -> tuple[int, int]:
             f"--autoscale {text}: the floor must be 1 or more, and not above the ceiling"
         )
     return floor, ceiling
+
+
+def _window(text: str | None) -> Window | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?):(\d{1,9}(?:\.\d{1,9})?)", text)
+    if match is None or float(match[1]) >= float(match[2]):
+        raise UsageError(f"--window is {text!r}; it must be FROM:TO in seconds, e.g. 30:90")
+    return Window(float(match[1]), float(match[2]))
 
 
 def _kill(text: str) -> Kill:

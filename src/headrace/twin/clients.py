@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.core.kvcache.chain import prompt_chain
+from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.core.router.events import RequestArrived
 from headrace.machine import Source
+from headrace.twin.groups import EVER, Groups
 from headrace.twin.ledger import Ledger, Stream
 from headrace.twin.texts import prompt_of, text_of
+from headrace.twin.traces.terms import PLAIN
 from headrace.types import Request, RequestId, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from headrace.executor.base import ExecutorSpec
+    from headrace.twin.groups import Group, Window
     from headrace.twin.simulator import Simulator
     from headrace.twin.traces.arrivals import Arrival
     from headrace.types import Seconds
@@ -31,18 +34,25 @@ class Writer:
 
     def request(self, arrival: Arrival, name: str, now: Seconds) -> Request:
         """Return what is sent; its deadline is on the clock that ``now`` is of."""
-        prompt = prompt_of(arrival.prompt, self.spec.vocab_size)
+        prompt, terms = prompt_of(arrival.prompt, self.spec.vocab_size), arrival.terms
+        ttft, itl, deadline = terms.targets
+        root = self._root(terms.tenant)
         return Request(
             id=RequestId(name),
             prompt=prompt,
             max_tokens=arrival.max_tokens,
             sampling=SamplingParams(seed=arrival.seed),
-            chain=prompt_chain(self.chain_root, prompt, self.spec.block_size),
-            chain_root=self.chain_root,
-            deadline=now + self.timeout,
+            chain=prompt_chain(root, prompt, self.spec.block_size),
+            chain_root=root,
+            deadline=now + (self.timeout if deadline is None else min(deadline, self.timeout)),
+            tenant=terms.tenant,
+            weight=terms.weight,
+            priority=terms.priority,
+            first_token_by=None if ttft is None else now + ttft,
+            itl=itl,
         )
 
-    def stream(self, arrival: Arrival, now: Seconds) -> Stream:
+    def stream(self, arrival: Arrival, group: Group, now: Seconds) -> Stream:
         """Return what its client is to get."""
         room = max(1, self.spec.max_model_len - arrival.prompt_tokens)
         return Stream(
@@ -50,6 +60,18 @@ class Writer:
             prompt_tokens=arrival.prompt_tokens,
             max_tokens=min(arrival.max_tokens, room),
             text=text_of(arrival.seed, self.spec.vocab_size),
+            terms=arrival.terms,
+            group=group,
+        )
+
+    def _root(self, tenant: str) -> bytes:
+        """Tenants share no prefixes."""
+        if tenant == PLAIN.tenant:
+            return self.chain_root
+        return chain_root(
+            salt=tenant.encode(),
+            model_identity=self.spec.model_identity,
+            block_size=self.spec.block_size,
         )
 
 
@@ -63,9 +85,11 @@ class Clients:
         *,
         simulator: Simulator,
         concurrency: int | None,
+        window: Window | None,
         on_done: Callable[[], None],
     ) -> None:
         self.ledger = Ledger(self._ended)
+        self.groups = Groups(window or EVER)
         self._arrivals = arrivals
         self._writer = writer
         self._simulator = simulator
@@ -99,7 +123,9 @@ class Clients:
     def _arrive(self, arrival: Arrival) -> None:
         ledger, writer = self.ledger, self._writer
         request = writer.request(arrival, f"q{ledger.num_requests}", self._now())
-        ledger.begin(request.id, writer.stream(arrival, self._simulator.now))
+        ledger.begin(
+            request.id, writer.stream(arrival, self.groups.of(arrival.terms), self._simulator.now)
+        )
         if not self._concurrency:
             self._next()
         self._send(RequestArrived((request,)))

@@ -147,6 +147,7 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
         Writer(spec=spec, chain_root=root, timeout=config.request_timeout),
         simulator=simulator,
         concurrency=config.concurrency,
+        window=config.window,
         on_done=simulator.stop,
     )
     launcher = Launcher(config, spec, simulator)

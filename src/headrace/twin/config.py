@@ -12,6 +12,7 @@ from headrace.twin.network import Delay
 
 if TYPE_CHECKING:
     from headrace.core.costs.roofline import Deployment
+    from headrace.twin.groups import Window
     from headrace.types import Seconds, Tokens
 
 
@@ -68,4 +69,5 @@ class SimulationConfig:
     request_timeout: Seconds = 600.0  # as a gateway's default
     beat_period: Seconds = 0.5
     load_period: Seconds = 0.25  # between two reports of a gateway to the controller
+    window: Window | None = None  # only what happens in it counts for groups of requests
     concurrency: int | None = None  # closed loop: so many at a time, whatever the trace says

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.twin.cluster import Cluster
+    from headrace.twin.groups import Groups
     from headrace.twin.pool import Place
     from headrace.twin.traces.arrivals import Trace
     from headrace.types import ReplicaId, Seconds
@@ -80,6 +81,23 @@ class ScalingFigures(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class GroupFigures(Struct, frozen=True, kw_only=True):
+    """Requests of one class and tenant that began in the window, rates over its seconds."""
+
+    priority: str
+    tenant: str
+    requests: int
+    completed: int
+    ttft_ms: Distribution | None
+    itl_ms: Distribution | None
+    e2e_ms: Distribution | None
+    output_tokens_per_s: float
+    with_targets: int
+    within_targets: int
+    missed: dict[str, int]  # by target; refused, failed
+    goodput_per_s: float  # within targets
+
+
 class Figures(Struct, frozen=True, kw_only=True):
     """A run. Rates are per second of its ``seconds``, from the first arrival to the last end."""
 
@@ -107,6 +125,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     gpu_seconds: float
     replicas: list[ReplicaFigures]
     scaling: list[ScalingFigures]
+    groups: list[GroupFigures]
     format_version: int = FORMAT_VERSION
 
 
@@ -149,7 +168,31 @@ def figures_of(cluster: Cluster, trace: Trace) -> Figures:
             ScalingFigures(at=_round(at), what=what, reason=reason)
             for at, what, reason in pool.timeline
         ],
+        groups=group_figures(cluster.clients.groups, begin=end - seconds, end=end),
     )
+
+
+def group_figures(groups: Groups, *, begin: Seconds, end: Seconds) -> list[GroupFigures]:
+    """Return every group's figures; a run lasts from ``begin`` to ``end``."""
+    window = groups.window
+    seconds = max(min(end, window.end) - max(begin, window.begin), 1e-9)
+    return [
+        GroupFigures(
+            priority=key.priority.value,
+            tenant=key.tenant,
+            requests=group.requests,
+            completed=group.completed,
+            ttft_ms=distribution(group.ttft),
+            itl_ms=distribution(group.itl),
+            e2e_ms=distribution(group.e2e),
+            output_tokens_per_s=_round(group.output_tokens / seconds),
+            with_targets=group.with_targets,
+            within_targets=group.within_targets,
+            missed=dict(sorted(group.missed.items())),
+            goodput_per_s=_round(group.within_targets / seconds),
+        )
+        for key, group in groups.rows()
+    ]
 
 
 def to_json(figures: Figures | Sequence[Figures]) -> bytes:

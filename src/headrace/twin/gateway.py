@@ -107,7 +107,7 @@ class SimulatedGateway:
             case CancelAt(replica, request_id):
                 self._send(replica, Abort(request_id))
             case Fail(request_id, code):
-                self._ledger.fail(request_id, code)
+                self._ledger.fail(request_id, code, self._simulator.now)
             case GoOn():
                 self.migrations += effect.num_tokens > 0
                 self.retries += effect.num_tokens == 0

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.errors import InvariantBroken
+from headrace.monitoring.goodput import Pace
 from headrace.types import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from headrace.twin.groups import Group
     from headrace.twin.texts import Text
+    from headrace.twin.traces.terms import Terms
     from headrace.types import Output, RequestId, Seconds, Tokens
 
 
@@ -25,10 +28,20 @@ class Stream:
     prompt_tokens: Tokens
     max_tokens: Tokens
     text: Text
+    terms: Terms
+    group: Group
     num_tokens: Tokens = 0
     cached_tokens: Tokens = 0
     first: Seconds | None = None
     last: Seconds = 0.0
+
+    def end(self, state: str, now: Seconds) -> None:
+        """Have its group count its end."""
+        ttft = itl = None
+        if self.first is not None:
+            ttft = self.first - self.began
+            itl = (self.last - self.first) / (self.num_tokens - 1) if self.num_tokens > 1 else None
+        self.group.end(self.began, self.terms, Pace(now - self.began, ttft, itl), state)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +76,7 @@ class Ledger:
     def begin(self, request_id: RequestId, stream: Stream) -> None:
         """A client sends a request."""
         self._open[request_id] = stream
+        stream.group.begin(stream.began)
         self.num_requests += 1
 
     def take(self, outputs: Sequence[Output], now: Seconds) -> None:
@@ -76,9 +90,9 @@ class Ledger:
             if output.finish is not None:
                 self._end(output.request_id, stream, output.finish, now)
 
-    def fail(self, request_id: RequestId, code: str) -> None:
+    def fail(self, request_id: RequestId, code: str, now: Seconds) -> None:
         """A request ends without an answer."""
-        del self._open[request_id]
+        self._open.pop(request_id).end(code, now)
         self.failures[code] += 1
         self._on_end()
 
@@ -86,10 +100,12 @@ class Ledger:
         if stream.first is None:
             stream.first = now
             self.ttft.append(now - stream.began)
+            stream.group.first_token(stream.began, now)
             self.tokens.prompt += stream.prompt_tokens
             self.tokens.cached += output.cached_tokens
         else:
             self.itl.append(now - stream.last)
+            stream.group.next_token(stream.began, now - stream.last)
         stream.last = now
         text = stream.text
         position = stream.prompt_tokens + stream.num_tokens
@@ -99,11 +115,13 @@ class Ledger:
             position += 1
         stream.num_tokens = position - stream.prompt_tokens
         self.tokens.output += len(output.tokens)
+        stream.group.output_tokens += len(output.tokens) * stream.group.counts(now)
 
     def _end(
         self, request_id: RequestId, stream: Stream, finish: FinishReason, now: Seconds
     ) -> None:
         del self._open[request_id]
+        stream.end(finish.value, now)
         if finish is FinishReason.LENGTH:
             self.tokens.wrong += abs(stream.max_tokens - stream.num_tokens)
             self.num_completed += 1

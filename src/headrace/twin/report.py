@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from headrace.twin.figures import Distribution, Figures
+    from headrace.twin.figures import Distribution, Figures, GroupFigures
 
 MAX_TIMELINE = 40
 """Lines of the scaling timeline that are shown; JSON has all."""
@@ -28,6 +28,7 @@ def to_table(figures: Figures) -> str:
         "",
         *_count_lines(figures),
         "",
+        *_group_lines(figures),
         *_replica_lines(figures),
         *_timeline_lines(figures),
     ]
@@ -47,7 +48,8 @@ def to_comparison(runs: Sequence[Figures]) -> str:
         "",
         head,
     ]
-    for name, value, form in _MEASURES:
+    has_targets = any(group.with_targets for group in first.groups)
+    for name, value, form in (*_MEASURES, *(_TARGET_MEASURES if has_targets else ())):
         base = value(first)
         line = f"{name:<22}{format(base, form):>{width}}"
         for run in runs[1:]:
@@ -88,6 +90,39 @@ def _count_lines(figures: Figures) -> list[str]:
         f"{figures.busy_share:.0%} of them busy; the busiest replica {figures.imbalance:.2f} x "
         "the mean",
     ]
+
+
+def _group_lines(figures: Figures) -> list[str]:
+    """One line for each class and tenant, if there is more than one, or targets."""
+    groups = figures.groups
+    if len(groups) < 2 and not any(group.with_targets for group in groups):
+        return []
+    lines = [
+        f"{'class':<12}{'tenant':<12}{'requests':>9}{'TTFT p50':>10}{'p95':>9}{'ITL p50':>9}"
+        f"{'p95':>9}{'tokens/s':>10}{'goodput/s':>10}{'within':>8}"
+    ]
+    lines += [
+        f"{group.priority:<12}{group.tenant:<12.11}{group.requests:>9,}"
+        f"{_of(_p50, group.ttft_ms):>10,.0f}{_of(_p95, group.ttft_ms):>9,.0f}"
+        f"{_of(_p50, group.itl_ms):>9,.1f}{_of(_p95, group.itl_ms):>9,.1f}"
+        f"{group.output_tokens_per_s:>10,.0f}{_targets_cells(group)}"
+        for group in groups
+    ]
+    return [*lines, ""]
+
+
+def _targets_cells(group: GroupFigures) -> str:
+    if not group.with_targets:
+        return f"{'-':>10}{'-':>8}"
+    return f"{group.goodput_per_s:>10,.2f}{group.within_targets / group.with_targets:>8.1%}"
+
+
+def _p50(values: Distribution) -> float:
+    return values.p50
+
+
+def _p95(values: Distribution) -> float:
+    return values.p95
 
 
 def _replica_lines(figures: Figures) -> list[str]:
@@ -151,4 +186,16 @@ _MEASURES: tuple[tuple[str, Callable[[Figures], float], str], ...] = (
     ("KV in use, %", lambda run: run.kv_used_mean * 100, ",.1f"),
     ("migrations", lambda run: run.migrations, ",.0f"),
     ("replica-seconds", lambda run: run.replica_seconds, ",.0f"),
+)
+_TARGET_MEASURES: tuple[tuple[str, Callable[[Figures], float], str], ...] = (
+    ("goodput, requests/s", lambda run: sum(g.goodput_per_s for g in run.groups), ",.2f"),
+    (
+        "within targets, %",
+        lambda run: (
+            100
+            * sum(g.within_targets for g in run.groups)
+            / max(1, sum(g.with_targets for g in run.groups))
+        ),
+        ",.1f",
+    ),
 )

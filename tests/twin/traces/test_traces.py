@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from headrace.errors import UsageError
+from headrace.monitoring.goodput import Targets
 from headrace.twin.texts import prompt_of
+from headrace.twin.traces.arrivals import merged
 from headrace.twin.traces.opening import open_trace
+from headrace.twin.traces.terms import Terms
+from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,11 +178,40 @@ def test_each_turn_of_a_session_begins_with_the_turn_before_and_its_answer():
         ("gen:poisson?rate=0", "rate is '0'"),
         ("gen:poisson?requests=2.5", "requests is '2.5'"),
         ("gen:poisson?rate", "name=value"),
+        ("gen:poisson?class=bach", "'bach': did you mean batch"),
+        ("gen:poisson?ttft_ms=soon", "ttft_ms is 'soon'"),
+        ("gen:poisson?weight=0", "weight is '0'; it must be 0.01 to 100"),
+        ("gen:poisson?tenant=a%20b", "tenant is 'a b'"),
     ],
 )
 def test_a_wrong_workload_is_an_error(text: str, words: str):
     with pytest.raises(UsageError, match=words):
         open_trace(text, seed=0)
+
+
+def test_requests_of_a_trace_are_made_on_its_terms(tmp_path: Path):
+    query = "class=batch&tenant=blue&weight=2&ttft_ms=500&itl_ms=50&deadline_ms=9000"
+    expected = Terms(PriorityClass.BATCH, "blue", 2.0, Targets(0.5, 0.05, 9.0))
+    generated = open_trace(f"gen:poisson?requests=3&{query}", seed=0)
+    read = open_trace(f"{written(tmp_path, AZURE)}?{query}", seed=0)
+    assert {a.terms for a in (*generated.arrivals, *read.arrivals)} == {expected}
+    assert {a.terms for a in open_trace("gen:poisson?requests=3", seed=0).arrivals} == {Terms()}
+    with pytest.raises(UsageError, match="unknown term of a trace 'rate'"):
+        open_trace(f"{written(tmp_path, AZURE)}?rate=4", seed=0)
+
+
+def test_merged_traces_come_in_order_of_time_and_share_no_text():
+    text = "gen:sessions?turns=2&requests=20&prompt=40&output=10"
+    traces = [open_trace(f"{text}&class={each}", seed=0) for each in ("batch", "interactive")]
+    whole = merged(traces)
+    assert [a.at for a in whole.arrivals] == sorted(a.at for t in traces for a in t.arrivals)
+    keys = [
+        {piece.key for a in whole.arrivals if a.terms.priority is each for piece in a.prompt}
+        for each in (PriorityClass.BATCH, PriorityClass.INTERACTIVE)
+    ]
+    assert not keys[0] & keys[1]
+    assert len({a.seed for a in whole.arrivals}) == 40
+    assert merged(traces[:1]) is traces[0]
 
 
 def test_a_trace_can_be_played_faster_and_spread():

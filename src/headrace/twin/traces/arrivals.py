@@ -7,21 +7,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from headrace.twin.traces.terms import PLAIN, Terms
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.twin.texts import Piece
     from headrace.types import Seconds, Tokens
+
+_NUMBER_SHIFT = 52
+"""Above the keys that one trace uses."""
 
 
 class Arrival(NamedTuple):
     """A request, ``at`` seconds after the trace begins. Its tokens are made when it arrives.
 
-    ``seed`` is the key of its answer's text.
+    ``seed`` is the key of its answer's text; ``terms`` say whose it is and what it asks for.
     """
 
     at: Seconds
     prompt: tuple[Piece, ...]
     max_tokens: Tokens
     seed: int
+    terms: Terms = PLAIN
 
     @property
     def prompt_tokens(self) -> Tokens:
@@ -52,6 +60,24 @@ class Trace:
         pairs = zip(self.arrivals, later, strict=True)
         moved = [arrival._replace(at=arrival.at + delay) for arrival, delay in pairs]
         return replace(self, arrivals=tuple(sorted(moved, key=_time)))
+
+
+def merged(traces: Sequence[Trace]) -> Trace:
+    """Return several traces at once, as one. Their texts have nothing in common."""
+    if len(traces) == 1:
+        return traces[0]
+    arrivals = [
+        _renumbered(arrival, number << _NUMBER_SHIFT)
+        for number, trace in enumerate(traces)
+        for arrival in trace.arrivals
+    ]
+    arrivals.sort(key=_time)
+    return Trace(name=" + ".join(trace.name for trace in traces), arrivals=tuple(arrivals))
+
+
+def _renumbered(arrival: Arrival, shift: int) -> Arrival:
+    prompt = tuple(piece._replace(key=piece.key + shift) for piece in arrival.prompt)
+    return arrival._replace(prompt=prompt, seed=arrival.seed + shift)
 
 
 def _time(arrival: Arrival) -> Seconds:

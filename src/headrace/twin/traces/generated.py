@@ -6,14 +6,14 @@
 
 Arrivals (of sessions: their first turns) are a Poisson process. Lengths are
 uniform between half and one and a half of what is asked. Later turns of a session come ``think``
-seconds apart, whether or not the answer before has ended.
+seconds apart, whether or not the answer before has ended. All requests of a workload have its
+``class``, ``tenant``, ``weight``, ``ttft_ms``, ``itl_ms`` and ``deadline_ms`` (terms.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from headrace.errors import UsageError
 from headrace.twin.names import look_up
 from headrace.twin.texts import Piece
 from headrace.twin.traces.arrivals import Arrival, Trace
+from headrace.twin.traces.terms import NAMES, pairs_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,19 +49,18 @@ def generate(text: str, seed: int) -> Trace:
     """Return the workload that ``gen:...`` describes. Raises UsageError."""
     kind, _, query = text.removeprefix(PREFIX).partition("?")
     make = look_up("workload", kind, _KINDS)
-    shape = _shape_of(query, text)
+    pairs = pairs_of(query, text)
+    terms = terms_of((pair for pair in pairs if pair[0] in NAMES), text)
+    shape = _shape_of([pair for pair in pairs if pair[0] not in NAMES], text)
     arrivals = make(shape, np.random.default_rng(seed))
+    arrivals = [arrival._replace(terms=terms) for arrival in arrivals]
     arrivals.sort(key=lambda arrival: (arrival.at, arrival.seed))
     return Trace(name=text, arrivals=tuple(arrivals[: shape.requests]))
 
 
-def _shape_of(query: str, text: str) -> Shape:
+def _shape_of(pairs: list[tuple[str, str]], text: str) -> Shape:
     known = {field.name: field.type for field in fields(Shape)}
     values: dict[str, float] = {}
-    try:
-        pairs = parse_qsl(query, strict_parsing=True) if query else []
-    except ValueError:
-        raise UsageError(f"{text}: after ? come name=value pairs, joined by &") from None
     for name, value in pairs:
         kind = look_up("value of a workload", name, known)
         try:

@@ -12,6 +12,7 @@ from headrace.twin.traces.azure import read_azure
 from headrace.twin.traces.generated import PREFIX, generate
 from headrace.twin.traces.lines import Spot, lines_of
 from headrace.twin.traces.mooncake import read_mooncake
+from headrace.twin.traces.terms import pairs_of, terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 def open_trace(name: str, *, seed: int, limit: int | None = None) -> Trace:
     """Return the first ``limit`` requests of a file or of a ``gen:`` workload.
 
+    Behind a file's name may come ``?`` and the terms of its requests (terms.py).
     Raises UsageError for a file that is missing, empty, unsorted or of another format.
     """
     if name.startswith(PREFIX):
         trace = generate(name, seed)
         return trace if limit is None else Trace(name=name, arrivals=trace.arrivals[:limit])
-    spot = Spot(Path(name))
+    path, _, query = name.partition("?")
+    terms = terms_of(pairs_of(query, name), name)
+    spot = Spot(Path(path))
     arrivals: list[Arrival] = []
     for arrival in _read(spot):
         if arrivals and arrival.at < arrivals[-1].at:
@@ -33,10 +37,10 @@ def open_trace(name: str, *, seed: int, limit: int | None = None) -> Trace:
             spot.fail(f"{behind:g} s earlier than the line before: sort the file by time")
         if limit is not None and len(arrivals) >= limit:
             break
-        arrivals.append(arrival)
+        arrivals.append(arrival._replace(terms=terms))
     if not arrivals:
         raise UsageError(f"{name}: no requests in this trace")
-    return Trace(name=spot.path.name, arrivals=tuple(arrivals))
+    return Trace(name=Path(name).name, arrivals=tuple(arrivals))
 
 
 def _read(spot: Spot) -> Iterator[Arrival]:
