@@ -50,7 +50,15 @@ from headrace.core.router.events import (
 )
 from headrace.core.router.machine import Router, RouterLimits
 from headrace.machine import Tick
-from headrace.types import BlockKey, FinishReason, Output, ReplicaId, Request, RequestId
+from headrace.types import (
+    BlockKey,
+    FinishReason,
+    Output,
+    PriorityClass,
+    ReplicaId,
+    Request,
+    RequestId,
+)
 
 REPLICAS = [ReplicaId(f"r{index}") for index in range(3)]
 BLOCK = 2
@@ -191,8 +199,23 @@ class RouterStates(RuleBasedStateMachine):
                 assert client.tokens == right
             del self.clients[output.request_id]
 
-    @rule(size=st.integers(1, 3), life=st.none() | st.floats(0.0, 30.0), length=st.integers(1, 7))
-    def arrive(self, size: int, life: float | None, length: int) -> None:
+    @rule(
+        size=st.integers(1, 3),
+        life=st.none() | st.floats(0.0, 30.0),
+        length=st.integers(1, 7),
+        priority=st.sampled_from(PriorityClass),
+        tenant=st.sampled_from(("red", "blue")),
+        first=st.none() | st.floats(0.0, 3.0),
+    )
+    def arrive(
+        self,
+        size: int,
+        life: float | None,
+        length: int,
+        priority: PriorityClass,
+        tenant: str,
+        first: float | None,
+    ) -> None:
         deadline = None if life is None else self.now + life
         prompt = tuple(range(length))
         requests = tuple(
@@ -202,6 +225,9 @@ class RouterStates(RuleBasedStateMachine):
                 max_tokens=2 + self.num_requests % 5,
                 deadline=deadline,
                 chain=prompt_chain(b"root", prompt, BLOCK),
+                priority=priority,
+                tenant=tenant,
+                first_token_by=None if first is None else self.now + first,
             )
             for choice in range(size)
         )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from headrace.types import ReplicaId, Request, RequestId, Seconds, Tokens
 
 _TAKING = (ReplicaState.READY, ReplicaState.PROBING)
+URGENT_SHARE = 8
+"""A replica takes 1/8 more than its limit of interactive requests: they pass who is there."""
 
 
 @dataclass(slots=True)
@@ -80,9 +82,12 @@ class Fleet:
         """Return the replicas that are of a state to take requests, full or not."""
         return [m for replica, m in self.members.items() if self.state(replica) in _TAKING]
 
-    def open(self, now: Seconds) -> list[Member]:
-        """Return the replicas that may take a request now."""
-        return [member for member in self.members.values() if self._is_open(member, now)]
+    def open(self, now: Seconds, *, urgent: bool = False) -> list[Member]:
+        """Return the replicas that may take a request now. A few places are for urgent ones."""
+        limit = self._max_outstanding
+        if urgent:
+            limit += -(-limit // URGENT_SHARE)
+        return [member for member in self.members.values() if self._is_open(member, now, limit)]
 
     def busy_until(self, now: Seconds) -> Seconds | None:
         """When the first of those that said they are full may have room again."""
@@ -199,9 +204,9 @@ class Fleet:
             self.prefixes.index.unexpect(attempt.replica, attempt.expected)
             attempt.expected = ()
 
-    def _is_open(self, member: Member, now: Seconds) -> bool:
+    def _is_open(self, member: Member, now: Seconds, limit: int) -> bool:
         view = member.view
-        if view.outstanding >= self._max_outstanding or member.busy_until > now:
+        if view.outstanding >= limit or member.busy_until > now:
             return False
         state = self.state(view.replica)
         return state is ReplicaState.READY or (

@@ -17,6 +17,7 @@ class RouterLimits:
 
     max_waiting: int = 256  # requests, >= 1
     max_wait: Seconds = 30.0  # in the queue, > 0
+    fair_queue: bool = True  # its order: by class, tenants in turn; False: as they came
     max_outstanding: int = 512  # requests on one replica, >= 1 (a group may overshoot it)
     deadline_grace: Seconds = 2.0  # how long after a deadline an engine may still say so itself
     max_migrations: int = 3  # times a request survives its replica's end; 0: never

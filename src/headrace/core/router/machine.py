@@ -42,6 +42,7 @@ from headrace.core.router.streams import Streams, deadline_failure
 from headrace.errors import NotReady
 from headrace.errors import ReplicaLost as LostError
 from headrace.machine import Tick
+from headrace.types import PriorityClass
 
 __all__ = ["Router", "RouterLimits"]
 
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.core.balancer.policy import Candidate, Policy, ReplicaView
-    from headrace.core.router.waiting import Group
-    from headrace.types import ReplicaId, RequestId, Seconds
+    from headrace.core.router.fleet import Member
+    from headrace.core.router.lanes import Group
+    from headrace.types import ReplicaId, Request, RequestId, Seconds
 
 
 class Router:
@@ -157,8 +159,12 @@ class Router:
         refusal: Refusal | None = None
         if self.draining:
             refusal = Refusal(NotReady.code, "the server is shutting down", 1.0)
-        elif not streams.queue.fits(len(requests)) and not self._fleet.open(now):
+        elif not streams.queue.fits(len(requests)) and (streams.queue or not self._fleet.open(now)):
+            yielding = streams.queue.room_for(requests[0], len(requests))
             refusal = self._admission.refusal(self._fleet, streams.queue, now)
+            if yielding:
+                self._end_groups(yielding, refusal, now, effects)
+                refusal = None
         if refusal is not None:
             effects.extend(Fail(request.id, *refusal) for request in requests)
             return
@@ -230,10 +236,10 @@ class Router:
     def _place(self, now: Seconds, effects: list[RouterEffect]) -> None:
         fleet, queue = self._fleet, self._streams.queue
         while (group := queue.head()) is not None:
-            members = fleet.open(now)
+            members = self._open(group.first.request, now)
             if not members and not fleet.taking():
                 self._oversight.judge(self._health.probe_least_bad(now), now, effects)
-                members = fleet.open(now)
+                members = self._open(group.first.request, now)
             if not members:
                 self._busy_until = fleet.busy_until(now)
                 return
@@ -249,6 +255,11 @@ class Router:
             for client_id, request in zip(group.members, requests, strict=True):
                 effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
 
+    def _open(self, request: Request, now: Seconds) -> list[Member]:
+        """Return the replicas that may take this request now."""
+        urgent = self._limits.fair_queue and request.priority is PriorityClass.INTERACTIVE
+        return self._fleet.open(now, urgent=urgent)
+
     def _refuse_infeasible(
         self,
         group: Group,
@@ -260,11 +271,18 @@ class Router:
         refusal = self._admission.infeasible(group.first, candidates, self._fleet, now)
         if refusal is None:
             return False
+        self._end_groups([group], refusal, now, effects)
+        return True
+
+    def _end_groups(
+        self, groups: Sequence[Group], refusal: Refusal, now: Seconds, effects: list[RouterEffect]
+    ) -> None:
+        """End groups that wait."""
         effects.extend(
             self._streams.fail(tracked, Fail(tracked.id, *refusal), now)
+            for group in groups
             for tracked in list(group.members.values())
         )
-        return True
 
     def _finish_drain(self, effects: list[RouterEffect]) -> None:
         if self._drain_until is not None and not self._streams.alive and not self._drained:

@@ -37,7 +37,11 @@ class Streams:
 
     def __init__(self, limits: RouterLimits, fleet: Fleet, pace: Pace) -> None:
         self.alive: dict[RequestId, Tracked] = {}
-        self.queue = WaitingQueue(max_requests=limits.max_waiting, max_wait=limits.max_wait)
+        self.queue = WaitingQueue(
+            max_requests=limits.max_waiting,
+            max_wait=limits.max_wait,
+            is_fair=limits.fair_queue,
+        )
         self.deadlines = Deadlines()
         self._limits = limits
         self._fleet = fleet

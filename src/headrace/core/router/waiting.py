@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.core.router.lanes import Group, Lanes
 from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
     from headrace.core.router.requests import Tracked
-    from headrace.types import RequestId, Seconds, Tokens
-
-
-@dataclass(slots=True)
-class Group:
-    """Requests that wait together to be placed together."""
-
-    members: dict[RequestId, Tracked]
-    since: Seconds
-
-    @property
-    def first(self) -> Tracked:
-        """The one whose prompt decides."""
-        return next(iter(self.members.values()))
+    from headrace.types import Request, RequestId, Seconds, Tokens
 
 
 class WaitingQueue:
-    """Groups in order of arrival; before them all, those that lost their place at a replica.
+    """New groups in the order of lanes.py; before them all, those that lost their place.
 
     New requests are bounded in number; those that come back were admitted once and always fit.
     Any member may leave at any time.
     """
 
-    def __init__(self, *, max_requests: int, max_wait: Seconds) -> None:
+    def __init__(self, *, max_requests: int, max_wait: Seconds, is_fair: bool = True) -> None:
         self._max_requests = max_requests
         self._max_wait = max_wait
         self._back: dict[RequestId, Group] = {}
-        self._new: dict[RequestId, Group] = {}
+        self._new = Lanes(is_fair=is_fair)
         self._num_requests = 0
         self._num_tokens = 0
 
@@ -55,8 +42,8 @@ class WaitingQueue:
         return self._num_requests + num_requests <= self._max_requests
 
     def append(self, members: dict[RequestId, Tracked], now: Seconds) -> None:
-        """Add a group behind the others."""
-        self._new[next(iter(members))] = Group(members, now)
+        """Add a group behind the others of its kind."""
+        self._new.append(Group(members, now))
         self._count(members, 1)
 
     def take_back(self, tracked: Tracked, now: Seconds) -> None:
@@ -68,27 +55,39 @@ class WaitingQueue:
 
     def head(self) -> Group | None:
         """The group that is to be placed next, or None."""
-        return next(iter((self._back or self._new).values()), None)
+        return next(iter(self._back.values())) if self._back else self._new.head()
 
     def pop(self) -> Group:
         """Take the head; the queue is not empty."""
-        lane = self._back or self._new
-        group = lane.pop(next(iter(lane)))
+        group = self._back.pop(next(iter(self._back))) if self._back else self._new.pop()
+        if group is None:
+            raise InvariantBroken("nobody waits")
         self._count(group.members, -1)
         return group
 
     def remove(self, tracked: Tracked) -> None:
         """Take out one member, and its group with the last of them."""
-        lane = self._back if tracked.group in self._back else self._new
-        group = lane[tracked.group]
-        self._count({tracked.id: group.members.pop(tracked.id)}, -1)
-        if not group.members:
-            del lane[tracked.group]
+        self._count({tracked.id: tracked}, -1)
+        if tracked.group in self._back:
+            del self._back[tracked.group]  # it came back alone
+        else:
+            self._new.remove(tracked)
+
+    def room_for(self, request: Request, num_requests: int) -> list[Group]:
+        """Return who must go so that so many like ``request`` fit; empty if that is no use."""
+        missing = self._num_requests + num_requests - self._max_requests
+        yielding: list[Group] = []
+        for group in self._new.yielding(request, num_requests):
+            yielding.append(group)
+            missing -= len(group.members)
+            if missing <= 0:
+                return yielding
+        return []
 
     def longest(self) -> Group | None:
-        """The group that has waited longest, or None. Both lanes are in order of time."""
-        heads = [next(iter(lane.values())) for lane in (self._back, self._new) if lane]
-        return min(heads, key=lambda group: group.since, default=None)
+        """The group that has waited longest, or None."""
+        heads = (next(iter(self._back.values()), None), self._new.oldest())
+        return min(filter(None, heads), key=lambda group: group.since, default=None)
 
     def due_at(self) -> Seconds | None:
         """When somebody will have waited too long."""
@@ -97,7 +96,8 @@ class WaitingQueue:
 
     def check_integrity(self) -> None:
         """Counts are the sums of the groups, no group is empty, the bound holds."""
-        groups = [*self._back.values(), *self._new.values()]
+        self._new.check_integrity()
+        groups = [*self._back.values(), *self._new]
         waiting = [tracked for group in groups for tracked in group.members.values()]
         num_tokens = sum(tracked.prompt_tokens for tracked in waiting)
         if (len(waiting), num_tokens) != (self._num_requests, self._num_tokens):
@@ -105,7 +105,7 @@ class WaitingQueue:
                 f"{len(waiting)} wait with {num_tokens} tokens, "
                 f"counted are {self._num_requests} with {self._num_tokens}"
             )
-        num_new = sum(len(group.members) for group in self._new.values())
+        num_new = sum(len(group.members) for group in self._new)
         if num_new > self._max_requests or not all(group.members for group in groups):
             raise InvariantBroken(f"{num_new} new ones > {self._max_requests}, or an empty group")
 

@@ -239,6 +239,7 @@ def _build_router(config: GatewayConfig) -> Router:
         retry_share=config.retry_share,
         silent_after=config.silent_after,
         stuck_after=config.stuck_after,
+        fair_queue=config.fair_queue,
         refuse_infeasible=config.refuse_infeasible,
     )
     return Router(limits, build_policy(config.policy))

@@ -42,6 +42,9 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         _Seconds, Meta(description="without a heartbeat, until a replica counts as hung")
     ] = 3.0
     request_timeout: Annotated[_Seconds, Meta(description="longest life of one request")] = 600.0
+    fair_queue: Annotated[
+        bool, Meta(description="the queue goes by class and tenant; no: as they came")
+    ] = True
     refuse_infeasible: Annotated[
         bool, Meta(description="refuse at once what asks for its first token too soon")
     ] = True

@@ -195,6 +195,7 @@ def _build_router(config: GatewayConfig) -> Router:
         max_outstanding=config.max_outstanding,
         max_migrations=config.max_migrations,
         retry_share=config.retry_share,
+        fair_queue=config.fair_queue,
         continues=False,
     )
     return Router(limits, build_policy(config.policy))
