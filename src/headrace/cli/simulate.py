@@ -42,12 +42,10 @@ _BAR = 30
 _EPILOG = """\
 traces: Azure's CSV or Mooncake's JSON lines (.gz or not; docs/twin.md), or a workload:
   gen:poisson?rate=4&requests=500&prompt=512&output=128
-  gen:shared-prefix?rate=4&requests=500&groups=16&prefix=2048&prompt=512&output=128
-  gen:sessions?rate=1&requests=500&turns=4&think=10&prompt=512&output=128
-each may say class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch
+  gen:shared-prefix?groups=16&prefix=2048&...  gen:sessions?turns=4&think=10&...
+each with class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch&...
 
 examples:
-  headrace simulate --trace conv.csv.gz --model llama-3.1-8b --gpu h100 --replicas 8
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s
   headrace simulate --trace mooncake.jsonl --replicas 8 --compare round_robin,predicted_ttft
   headrace simulate --trace 'gen:poisson?class=interactive&ttft_ms=500' --trace a.csv?class=batch
@@ -65,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         action="append",
         metavar="FILE",
-        help="a trace, or gen:KIND?name=value&...; several: all at once",
+        help="a trace, or gen:KIND?...; several: all at once",
     )
     add(
         "--model",
