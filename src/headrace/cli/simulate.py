@@ -47,7 +47,6 @@ each with class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: F
 
 examples:
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s
-  headrace simulate --trace mooncake.jsonl --replicas 8 --compare round_robin,predicted_ttft
   headrace simulate --trace 'gen:poisson?class=interactive&ttft_ms=500' --trace a.csv?class=batch
 """
 
