@@ -61,10 +61,12 @@ def test_a_created_key_works_is_shown_once_and_never_kept(keys: Run, path: Path)
 
 def test_what_a_key_may_do_is_in_the_file(keys: Run, path: Path):
     flags = "--tenant lab --class batch --weight 2.5 --trusted --expires 1.5 --max-concurrent 4"
-    key = keys("create", "bob", *flags.split())[1].strip()
+    tight = "--tightest-ttft-ms 250 --tightest-itl-ms 40"
+    key = keys("create", "bob", *flags.split(), *tight.split())[1].strip()
     principal = who(path, key)
     assert (principal.tenant, principal.highest) == ("lab", PriorityClass.BATCH)
     assert (principal.weight, principal.trusted, principal.max_concurrent) == (2.5, True, 4)
+    assert (principal.tightest_ttft, principal.tightest_itl) == (0.25, 0.04)
     (entry,) = read_key_file(path).keys
     assert entry.expires == entry.created + 129_600
 

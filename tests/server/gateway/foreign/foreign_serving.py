@@ -123,15 +123,17 @@ class Rig:
     key: str = ""
     extra: list[Replica] = field(default_factory=list)
 
-    async def ask(self, path: str = CHAT, body: object = None, *, port: int = 0) -> Answer:
+    async def ask(
+        self, path: str = CHAT, body: object = None, *, port: int = 0, **headers: str
+    ) -> Answer:
         """POST on a fresh connection; the whole answer."""
-        reader, writer = await self.send(path, body, port=port)
+        reader, writer = await self.send(path, body, port=port, **headers)
         answer = await read_answer(reader)
         writer.close()
         return answer
 
     async def send(
-        self, path: str, body: object = None, *, port: int = 0
+        self, path: str, body: object = None, *, port: int = 0, **headers: str
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         method = "GET" if body is None else "POST"
@@ -139,6 +141,7 @@ class Rig:
         head = f"{method} {path} HTTP/1.1\r\nhost: test\r\n"
         if self.key:
             head += f"authorization: Bearer {self.key}\r\n"
+        head += "".join(f"{n.replace('_', '-')}: {value}\r\n" for n, value in headers.items())
         if body is not None:
             head += "content-type: application/json\r\nx-secret: mine\r\n"
             head += f"content-length: {len(content)}\r\n"

@@ -30,6 +30,20 @@ async def test_an_answer_is_the_replicas_own_to_the_byte(path: str, stream: bool
 
 
 @async_test
+async def test_class_and_targets_of_the_head_are_passed_on_and_measured() -> None:
+    async with serving(FAKE) as rig:
+        asked = {"x_headrace_class": "batch", "x_headrace_ttft_ms": "60000"}
+        assert (await rig.ask(CHAT, chat(), **asked)).status == 200
+        headers = rig.replicas[0].fake.tally.heads[0].headers
+        assert headers[b"x-headrace-class"] == b"batch"
+        assert float(headers[b"x-headrace-ttft-ms"]) == 60000
+        assert b"x-headrace-itl-ms" not in headers
+        assert rig.registry.value(table.WITHIN_TARGETS, "batch") == 1
+        wrong = await rig.ask(CHAT, chat(), x_headrace_class="urgent")
+        assert (wrong.status, json.loads(wrong.body)["error"]["param"]) == (400, "x-headrace-class")
+
+
+@async_test
 async def test_the_body_goes_up_unchanged_and_of_the_head_only_what_may() -> None:
     async with serving(FAKE, key="secret-key") as rig:
         body = b' {"model" : "fake", "messages":[], "odd": {"x": [1, 2.50]}, "stream":false}'
