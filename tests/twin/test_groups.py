@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from test_cluster import config_of, play
 
 from headrace.core.router.limits import RouterLimits
@@ -57,6 +58,16 @@ def test_what_is_too_slow_is_missed_by_name_and_what_cannot_be_kept_is_refused()
     assert figures.wrong_tokens == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_are_carried_between_clocks_that_differ(seed: int):
+    _, figures = play(config_of(1, seed=seed), both("ttft_ms=3000"))
+    assert rows(figures)["interactive"].within_targets == 30
+    crowd = open_trace("gen:poisson?rate=40&requests=200&output=16&ttft_ms=800", seed=0)
+    lenient = RouterLimits(refuse_infeasible=False)
+    _, figures = play(config_of(1, seed=seed, router=lenient), crowd)
+    assert 0 < rows(figures)["standard"].missed["refused"] < 200, "the engine refuses some"
+
+
 def test_a_window_counts_only_what_happens_in_it():
     trace = both("ttft_ms=60000")
     _, whole = play(config_of(1), trace)
@@ -76,3 +87,23 @@ def test_a_group_counts_what_began_in_its_window():
     assert (group.requests, group.completed, len(group.ttft)) == (2, 2, 2)
     assert (group.with_targets, group.within_targets) == (2, 1)
     assert dict(group.missed) == {"ttft": 1}
+
+
+def test_behind_full_replicas_urgent_requests_pass_a_crowd_where_the_queue_is_fair():
+    crowd = open_trace(
+        "gen:poisson?rate=60&requests=300&output=32&class=batch&tenant=crowd", seed=1
+    )
+    trace = merged([open_trace(ASKING, seed=0), crowd])
+    waits, outputs = [], []
+    for is_fair in (True, False):
+        limits = RouterLimits(
+            max_waiting=4096, max_wait=600.0, max_outstanding=16, fair_queue=is_fair
+        )
+        _, figures = play(config_of(1, router=limits), trace)
+        ttft = rows(figures)["interactive"].ttft_ms
+        assert ttft is not None
+        assert figures.failed == figures.wrong_tokens == 0
+        waits.append(ttft.p95)
+        outputs.append(figures.output_tokens_per_s)
+    assert waits[0] < waits[1] / 4, "p95 of the first token"
+    assert outputs[0] > 0.95 * outputs[1], "at no cost in tokens"

@@ -342,6 +342,16 @@ async def test_what_fails_has_missed_and_who_leaves_in_time_does_not_count(
             await served.until(lambda: request.id in served.replica.aborted)  # noqa: B023
             assert counted(served, "standard")[0] == expected
         assert counted(served, "standard") == (2, 0, {"failed": 1, "ttft": 1})
+        client = await served.connect()
+        client.ask("POST", CHAT, HI | ASKED)
+        request = await served.replica.next_request()
+        for _ in range(3):  # two seconds apart
+            served.replica.say(request, served.encode("a"))
+            await asyncio.sleep(0)
+            served.clock.advance(2.0)
+        client.reset()
+        await served.until(lambda: request.id in served.replica.aborted)
+        assert counted(served, "standard") == (3, 0, {"failed": 1, "ttft": 1, "itl": 1})
 
 
 @async_test
