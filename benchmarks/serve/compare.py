@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import servers
-from bars import Verdict, judge
+from bars import SATURATING, Measured, Verdict, judge_engine, judge_spine
 from processes import Footprint, Server, ServerSpec
 from workloads import Driver, Prompts
 
@@ -34,12 +34,13 @@ from headrace.bench.prompts import CountTokens, load_counter
 from headrace.clock import MonotonicClock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from headrace.bench.stats import Distribution, Summary
 
 RESULTS = Path(__file__).parent.parent / "results"
-E_SHARES = (0.5, 0.9)  # of the server's own rate in B
+SERVERS_HELP = f"""NAME or NAME:WORKLOADS, of {", ".join(servers.BUILDERS)} and --variant; ours goes
+to peers' own rates in E if it comes after them"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class Turn:
     round: int
     ready_s: float
     runs: dict[str, Summary] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)  # of E's runs, requests a second
     after: dict[str, Footprint] = field(default_factory=dict)  # by workload
 
 
@@ -63,8 +65,9 @@ class Result:
     seed: int
     load_average_before: float
     turns: Sequence[Turn]
-    medians: Mapping[str, Mapping[str, float]]  # server -> workload -> output tokens/s
-    verdicts: Sequence[Verdict]
+    medians: Mapping[str, Mapping[str, Measured]]  # server -> workload
+    spine: Sequence[Verdict]
+    engine: Sequence[Verdict]
 
 
 class Comparison:
@@ -74,10 +77,10 @@ class Comparison:
         self._args = args
         self._logs = logs
         self._count: CountTokens = load_counter(str(Path(args.hf_dir) / "tokenizer.json"))
-        names = args.servers.split(",")
+        self.workloads = read_servers(args.servers, args.workloads)
         self.specs = {
             name: servers.build_spec(name, args, args.first_port + index)
-            for index, name in enumerate(names)
+            for index, name in enumerate(self.workloads)
         }
         self._frozen: dict[str, Server] = {}
         self.turns: list[Turn] = []
@@ -123,7 +126,7 @@ class Comparison:
         prompts = Prompts(self._count, self._args.seed, turn.round)
         driver = Driver(Client(target=target, model=model, clock=clock), clock, prompts)
         await driver.warm_up()
-        for workload in self._args.workloads:
+        for workload in self.workloads[turn.server]:
             if workload == "E":
                 await self._arrivals(driver, turn)
                 continue
@@ -135,11 +138,35 @@ class Comparison:
         if "B" not in turn.runs:
             raise SystemExit("workload E takes its rate from B: give --workloads ..B..E")
         saturated = turn.runs["B"].requests_per_s
-        rates = {f"E{share:.0%}": share * saturated for share in E_SHARES}
+        rates = {f"E{share:.0%}": share * saturated for share in self._args.e_shares}
+        if turn.server == servers.OURS:
+            rates |= rates_of_peers(self.turns, turn.round)
         rates |= {f"E@{rate:g}": rate for rate in self._args.rate}
         for name, rate in rates.items():
+            turn.rates[name] = rate
             turn.runs[name] = await driver.arrivals(rate=rate, seconds=self._args.e_seconds)
             report_run(turn, name)
+
+
+def read_servers(text: str, workloads: str) -> dict[str, str]:
+    """Return server -> its workloads, from ``NAME,NAME:WORKLOADS``."""
+    parts = (part.partition(":") for part in text.split(","))
+    return {name: own or workloads for name, _, own in parts}
+
+
+def rates_of_peers(turns: Iterable[Turn], number: int) -> dict[str, float]:
+    """Return what peers' own saturating rates were in a round, by the workload's name for ours."""
+    return {
+        f"{SATURATING}:{turn.server}": turn.rates[SATURATING]
+        for turn in turns
+        if turn.round == number and turn.server not in ours_of(turns) and SATURATING in turn.rates
+    }
+
+
+def ours_of(turns: Iterable[Turn]) -> list[str]:
+    """Return the names of our rows."""
+    names = dict.fromkeys(turn.server for turn in turns)
+    return [name for name in names if name not in servers.PEERS]
 
 
 def say(text: str) -> None:
@@ -155,17 +182,29 @@ def report_run(turn: Turn, workload: str) -> None:
     )
 
 
-def median_rates(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
-    """Return server -> workload -> median output tokens/s."""
-    rates: dict[str, dict[str, list[float]]] = {}
+def medians_of(turns: Sequence[Turn]) -> dict[str, dict[str, Measured]]:
+    """Return server -> workload -> medians of the rounds."""
+    runs: dict[str, dict[str, list[Summary]]] = {}
     for turn in turns:
-        of_server = rates.setdefault(turn.server, {})
+        of_server = runs.setdefault(turn.server, {})
         for workload, run in turn.runs.items():
-            of_server.setdefault(workload, []).append(run.output_tokens_per_s)
+            of_server.setdefault(workload, []).append(run)
     return {
-        server: {workload: median(values) for workload, values in of_server.items()}
-        for server, of_server in rates.items()
+        server: {workload: measured_of(each) for workload, each in of_server.items()}
+        for server, of_server in runs.items()
     }
+
+
+def measured_of(runs: Sequence[Summary]) -> Measured:
+    """Return the medians of a workload's runs."""
+    ttft = [run.ttft_ms for run in runs if run.ttft_ms is not None]
+    itl = [run.itl_ms for run in runs if run.itl_ms is not None]
+    return Measured(
+        rate=median(run.output_tokens_per_s for run in runs),
+        ttft_p95=median(each.p95 for each in ttft) if ttft else None,
+        itl_p95=median(each.p95 for each in itl) if itl else None,
+        itl_p99=median(each.p99 for each in itl) if itl else None,
+    )
 
 
 def without_paths(words: Sequence[str]) -> list[str]:
@@ -183,7 +222,7 @@ def build_result(comparison: Comparison, args: argparse.Namespace, load: float) 
     turns = comparison.turns
     ours = [turn for turn in turns if turn.server == servers.OURS]
     pss = [turn.after["B"].pss_mb for turn in ours if "B" in turn.after]
-    medians = median_rates(turns)
+    medians = medians_of(turns)
     return Result(
         environment=describe_environment(without_paths(sys.argv)),
         commands={name: shown_command(spec) for name, spec in comparison.specs.items()},
@@ -192,43 +231,53 @@ def build_result(comparison: Comparison, args: argparse.Namespace, load: float) 
         load_average_before=load,
         turns=turns,
         medians=medians,
-        verdicts=judge(
+        spine=judge_spine(
             medians,
             pss_mb=median(pss) if pss else None,
             ready_s=max((turn.ready_s for turn in ours), default=None),
         ),
+        engine=judge_engine(medians, [name for name in ours_of(turns) if name != servers.OURS]),
     )
 
 
 def print_tables(result: Result) -> None:
     workloads = list(dict.fromkeys(name for turn in result.turns for name in turn.runs))
+    full = [name for name in workloads if not name.startswith("E")]  # E's rate is given
     names = list(result.medians)
     reference = servers.OURS if servers.OURS in names else names[0]
     print(f"\noutput tokens/s, median of rounds (x: {reference} / this)")
-    print(f"{'':<18}" + "".join(f"{name:>17}" for name in workloads) + "   PSS MB  ready s")
+    print(f"{'':<18}" + "".join(f"{name:>17}" for name in full) + "   PSS MB  ready s")
     for name in names:
         turns = [turn for turn in result.turns if turn.server == name]
-        cells = "".join(_cell(result, name, reference, workload) for workload in workloads)
+        cells = "".join(_cell(result, name, reference, workload) for workload in full)
         pss = [turn.after["B"].pss_mb for turn in turns if "B" in turn.after]
         memory = f"{median(pss):9,.0f}" if pss else f"{'-':>9}"
         print(f"{name:<18}{cells}{memory}{median(t.ready_s for t in turns):9.1f}")
     print("\nlatency in ms, medians of rounds: TTFT p50/p95/p99 | ITL p50/p95/p99 | E2E p50/p95")
     for workload in workloads:
         for name in names:
-            print(f"{workload:<5}{name:<18}{_latencies(result, name, workload)}")
-    print("\nbars for the spine")
-    words = {True: "pass", False: "MISS", None: "not measured"}
-    for verdict in result.verdicts:
-        print(f"  {words[verdict.reached]:<13}{verdict.bar:<28}{verdict.measured}")
+            if workload in result.medians[name]:
+                print(f"{workload:<22}{name:<18}{_latencies(result, name, workload)}")
+    print_verdicts("spine", result.spine)
+    print_verdicts("engine", result.engine)
+
+
+def print_verdicts(name: str, verdicts: Sequence[Verdict]) -> None:
+    print(f"\nbars for the {name}")
+    words = {True: "reached", False: "MISSED", None: "not measured"}
+    further = {True: ", stretch too", False: ", stretch missed", None: ""}
+    for verdict in verdicts:
+        stretch = further[verdict.stretch]
+        print(f"  {words[verdict.reached]:<13}{verdict.bar:<36}{verdict.measured}{stretch}")
 
 
 def _cell(result: Result, name: str, reference: str, workload: str) -> str:
-    rate = result.medians[name].get(workload)
+    this = result.medians[name].get(workload)
     base = result.medians[reference].get(workload)
-    if rate is None or not rate:
+    if this is None or not this.rate:
         return f"{'-':>17}"
-    ratio = f"x{base / rate:.2f}" if base else ""
-    return f"{rate:>10.1f}{ratio:>7}"
+    ratio = f"x{base.rate / this.rate:.2f}" if base else ""
+    return f"{this.rate:>10.1f}{ratio:>7}"
 
 
 def _latencies(result: Result, name: str, workload: str) -> str:
@@ -261,12 +310,13 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--servers", default=servers.OURS, help=f"of {', '.join(servers.BUILDERS)}")
-    add("--workloads", default="ABCD", help="letters of A B C D E, in order (default: ABCD)")
+    add("--servers", default=servers.OURS, help=SERVERS_HELP)
+    add("--workloads", default="ABCD", help="letters of A B C D E R, in order (default: ABCD)")
     add("--rounds", type=int, default=3)
     add("--pause", default="", help="servers that are frozen between their turns, not restarted")
     add("--seed", type=int, default=1, help="of the prompts: use one that was not used before")
     add("--e-seconds", type=float, default=60.0)
+    add("--e-shares", type=float, nargs="+", default=[0.5, 0.9], help="of a server's rate in B")
     add("--rate", type=float, action="append", default=[], help="one more rate for E")
     add("--note", default="", help="kept in the result, e.g. how quiet the machine was")
     add("--results", type=Path, default=RESULTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from processes import ServerSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 KV_TOKENS = 32_768  # of the pool, for every server that lets it be set
 
@@ -21,6 +22,36 @@ LLAMA_Q4_0 = "llamacpp-q4_0"
 LLAMA_DEFAULT = "llamacpp-default"
 OPENVINO = "openvino"
 VLLM = "vllm"
+PEERS = (LLAMA, LLAMA_DEFAULT, LLAMA_Q4_0, OPENVINO, VLLM)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Ours, started with other settings: a row of its own."""
+
+    name: str
+    flags: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_variant(text: str) -> Variant:
+    """Read ``NAME=WORDS``: settings as ``section.key=value``, and flags with their values.
+
+    Raises ValueError.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals or not name.startswith(OURS):
+        raise ValueError(f"{text!r}: a variant is {OURS}-NAME=SETTINGS")
+    flags: list[str] = []
+    environment: dict[str, str] = {}
+    for word in shlex.split(rest):
+        key, has_value, value = word.partition("=")
+        section, dot, setting = key.partition(".")
+        if has_value and dot and section.isidentifier() and setting.isidentifier():
+            environment[f"HEADRACE_{section}_{setting}".upper()] = value
+        else:
+            flags.append(word)
+    return Variant(name=name, flags=flags, environment=environment)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default_ours = f"{shlex.quote(sys.executable)} -m headrace serve --port {{port}}"
     add("--ours-command", default=default_ours, help="our server; {port} is filled in")
     add("--ours-ready-path", default="/ready")
+    add(
+        "--variant",
+        dest="variants",
+        type=parse_variant,
+        action="append",
+        default=[],
+        metavar="NAME=SETTINGS",
+        help="ours with other settings, e.g. 'ours-spec=engine.speculation=lookup --threads 1'",
+    )
     add("--gguf", help="the Q4_1 model file, for llama.cpp and OpenVINO")
     add("--gguf-q4-0", help="its Q4_0 copy, for llamacpp-q4_0")
     add("--hf-dir", required=True, help="directory of export_hf.py: tokenizer, weights for vLLM")
@@ -41,10 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build_spec(name: str, args: argparse.Namespace, port: int) -> ServerSpec:
     """Return how to start the server called ``name``. Raises SystemExit on a missing flag."""
+    variants: dict[str, Variant] = {variant.name: variant for variant in args.variants}
+    if name in variants:
+        return _varied(_ours(args, port), variants[name])
     build = BUILDERS.get(name)
     if build is None:
-        raise SystemExit(f"no server {name!r}; there are: {', '.join(BUILDERS)}")
+        raise SystemExit(f"no server {name!r}; there are: {', '.join((*BUILDERS, *variants))}")
     return build(args, port)
+
+
+def _varied(spec: ServerSpec, variant: Variant) -> ServerSpec:
+    return replace(
+        spec,
+        name=variant.name,
+        command=[*spec.command, *variant.flags],
+        environment={**spec.environment, **variant.environment},
+    )
 
 
 def _need(value: str | None, flag: str) -> str:

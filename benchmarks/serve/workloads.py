@@ -5,6 +5,7 @@ B  saturation: 96 requests, 32 at a time, 128 in, 64 out
 C  shared prefixes: 64 requests in 8 groups, 600 common + 40 own tokens in, 32 out, 16 at a time
 D  conversations: 12 sessions side by side, 5 turns each, growing history, 32 out a turn
 E  B's requests arriving as a Poisson process of a given rate
+R  single stream, repetitive: 4 requests to write 100 tokens of text once more, 128 out
 
 Every request streams over one connection of its own, greedy, with ignore_eos. Prompts come from
 a seed: another round has other prompts, so that no cache carries over, and within a round every
@@ -40,6 +41,7 @@ C_GROUPS, C_PER_GROUP, C_CONCURRENCY, C_OUT = 8, 8, 16, 32
 C_PREFIX_TOKENS, C_OWN_TOKENS = 600, 40
 D_SESSIONS, D_TURNS, D_OUT = 12, 5, 32
 D_SYSTEM_TOKENS, D_TURN_TOKENS = 60, 30
+R_TEXT_TOKENS, R_OPENING_WORDS = 100, 6
 MAX_IN_FLIGHT = 4096
 
 
@@ -94,6 +96,16 @@ class Prompts:
             for _ in range(D_SESSIONS)
         ]
 
+    def repetitive(self) -> list[str]:
+        """Return workload R's prompts: a text, and the opening of the same text."""
+        rng = self.rng("R")
+        prompts: list[str] = []
+        for _ in range(A_REQUESTS):
+            text = self._text(rng, R_TEXT_TOKENS, "")
+            opening = " ".join(text.split()[:R_OPENING_WORDS])
+            prompts.append(f"{text}\n\nThe same text once more, word for word:\n\n{opening}")
+        return prompts
+
     def _text(self, rng: np.random.Generator, tokens: int, tail: str, opening: str = "") -> str:
         head = reference(rng) + opening
         return english(rng, tokens=tokens, count=self.count, head=head, tail=tail)
@@ -108,7 +120,7 @@ class Driver:
     prompts: Prompts
 
     async def run(self, workload: str) -> Summary:
-        """Run A, B, C or D."""
+        """Run A, B, C, D or R."""
         match workload:
             case "A":
                 calls = _calls(self.prompts.plain("A", A_REQUESTS), A_OUT)
@@ -120,6 +132,8 @@ class Driver:
                 samples = await self._closed(_calls(self.prompts.grouped(), C_OUT), C_CONCURRENCY)
             case "D":
                 samples = await self._talk(self.prompts.conversations())
+            case "R":
+                samples = await self._closed(_calls(self.prompts.repetitive(), A_OUT), 1)
             case _:
                 raise ValueError(f"no workload {workload!r}")
         return summarise(samples)
