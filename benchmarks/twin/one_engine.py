@@ -75,10 +75,10 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a step did for one tenant: ``seconds`` is its part of the step, by the cost of rows."""
+    """What a step did for a request: ``seconds`` is its part of the step, by the cost of rows."""
 
     at: Seconds  # the step's end
-    tenant: str
+    request: RequestId
     prefill: Tokens
     decodes: Tokens
     again: Tokens  # of ``prefill``, those that had been computed before
@@ -151,7 +151,7 @@ class OneEngine:
             story.end = output.finish.value
 
     def _note(self, plan: StepPlan, now: Seconds) -> None:
-        """Share a step out among tenants. One step at a time is in flight: it begins now."""
+        """Share a step out among its requests. One step at a time is in flight: it begins now."""
         seconds = self._step_time.of(plan.rows)
         self.steps.append(seconds)
         weights = [self._weight(row) for row in plan.rows]
@@ -164,7 +164,7 @@ class OneEngine:
             self.services.append(
                 Service(
                     at=now + seconds,
-                    tenant=self._accepted[row.sequence].tenant,
+                    request=self._accepted[row.sequence].id,
                     prefill=0 if is_decode else number,
                     decodes=1 if is_decode else 0,
                     again=max(0, again),
