@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from headrace.twin.simulator import SimulatedDriver, Simulator
 from headrace.types import Request, RequestId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent, Output
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 MEASURED = Path(__file__).parents[1] / "results" / "executor_speed.json"
 VOCABULARY = 49_152
-T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +101,8 @@ class OneEngine:
         self.stories: dict[RequestId, Story] = {}
         self.services: list[Service] = []
         self.steps: list[Seconds] = []  # how long each took
-        self.cached_tokens = 0
+        self.num_restarts = 0  # of preempted sequences
+        self.dropped_tokens = 0  # that those had computed: what keeping nothing would cost
         self._simulator = Simulator()
         self._step_time = step_time
         self._device = SimulatedDevice(
@@ -144,8 +144,6 @@ class OneEngine:
 
     def _take(self, output: Output, now: Seconds) -> None:
         story = self.stories[output.request_id]
-        if not story.times:
-            self.cached_tokens += output.cached_tokens
         story.times += [now] * len(output.tokens)
         if output.finish is not None:
             story.end = output.finish.value
@@ -154,6 +152,10 @@ class OneEngine:
         """Share a step out among its requests. One step at a time is in flight: it begins now."""
         seconds = self._step_time.of(plan.rows)
         self.steps.append(seconds)
+        for start in plan.starts:
+            if reached := self._reached.get(start.sequence):
+                self.num_restarts += 1
+                self.dropped_tokens += reached
         weights = [self._weight(row) for row in plan.rows]
         whole = sum(weights)
         for row, weight in zip(plan.rows, weights, strict=True):
@@ -205,13 +207,6 @@ class Texts:
         at = begin
         while (at := at + float(self._rng.exponential(1 / rate))) < begin + seconds:
             yield at
-
-
-def supported(cls: type[T], wanted: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
-    """Split options into those that ``cls``, a dataclass, has, and names of those it has not."""
-    names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
-    known = {name: value for name, value in wanted.items() if name in names}
-    return known, [name for name in wanted if name not in names]
 
 
 def read_step_time(path: Path, config: str = "auto") -> StepTime:
