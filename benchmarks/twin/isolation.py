@@ -165,7 +165,7 @@ def saturated_rate(step_time: StepTime, seconds: Seconds) -> float:
 def judge(alone: Phase, jobs: Phase, both: Phase) -> list[Bar]:
     """Hold the run of both against the runs of each."""
     ttft = alone.ttft_p95_ms + both.step_p95_ms
-    good = 100 * (alone.good_share - both.good_share)
+    good = round(100 * (alone.good_share - both.good_share), 2)
     left = BATCH_SHARE * (1 - SHARE) * jobs.batch_tokens_per_s
     return [
         Bar(
@@ -177,7 +177,7 @@ def judge(alone: Phase, jobs: Phase, both: Phase) -> list[Bar]:
         Bar(
             name="goodput lost, points",
             limit=POINTS,
-            measured=round(good, 2),
+            measured=good,
             reached=good <= POINTS,
         ),
         Bar(

@@ -7,8 +7,8 @@ to: seats times mean length is 1.5, 1.75 and 2 times the cache. The recompute ta
 all computed tokens that had been computed before. Each policy of ``SchedulerConfig.preemption``
 plays the same trace. Blocks of preempted sequences stay in the prefix cache, and what is found
 there again is not computed; last in, first out with full recomputation, as the bar has it, is
-"last_in" with all that its victims had computed counted again. The bar is half of that. Steps take as long as FILE of
-``executor_speed.py`` says. Exits 1 if a bar is missed.
+"last_in" with all that its victims had computed counted again; the bar is half of that. Steps take
+as long as FILE of ``executor_speed.py`` says. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
