@@ -28,19 +28,39 @@ _log = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
-    """A token to be drawn: of which sequence, at which position of it."""
+    """A token to be drawn: of which sequence, at which position of it.
+
+    It takes one row of logits, and one more for each of ``drafts``, the tokens guessed for this
+    position and those behind it: as long as the guess is what is drawn, drawing goes on.
+    """
 
     sequence: SequenceId
     position: Tokens
+    drafts: tuple[TokenId, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
 class Drawn:
-    """What a step drew, aligned with the Draws; a failed one has no token."""
+    """What a step drew, aligned with the Draws; a failed one has no token.
+
+    ``more`` holds what Draws with drafts drew after their first token, ``logprobs`` an entry for
+    each token in order.
+    """
 
     tokens: list[TokenId | None]
+    more: list[tuple[int, tuple[TokenId, ...]]] = field(default_factory=list)
     logprobs: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def note_more(self, index: int, tokens: tuple[TokenId, ...]) -> None:
+        """Keep what a Draw drew after its first token."""
+        if tokens:
+            self.more.append((index, tokens))
+
+    def note_failure(self, index: int, reason: str) -> None:
+        """Keep why a Draw has no token at all."""
+        if self.tokens[index] is None:
+            self.failures.append((index, reason))
 
 
 class Sampler:
@@ -66,42 +86,94 @@ class Sampler:
         return all(voices[draw.sequence].takes_the_best() for draw in draws)
 
     def accept(self, draws: Sequence[Draw], tokens: Sequence[TokenId]) -> Drawn:
-        """Take tokens that were found elsewhere to be the best, after ``all_take_the_best``."""
-        for draw, token in zip(draws, tokens, strict=True):
-            self._voices[draw.sequence].accept(token)
-        return Drawn(tokens=list(tokens))
+        """Take tokens that were found elsewhere to be the best, after ``all_take_the_best``.
 
-    def draw(self, draws: Sequence[Draw], logits_DV: F32) -> Drawn:
-        """Draw one token for each row of ``logits_DV``. A row that fails fails alone."""
-        if self.all_take_the_best(draws):
-            best = logits_DV.argmax(axis=1)
-            if math.isfinite(logits_DV[np.arange(len(draws)), best].sum()):
-                return self.accept(draws, best.tolist())
-        numbers = self._uniforms(draws)
-        drawn = Drawn(tokens=[None] * len(draws))
+        There is one for each row of logits that the draws take.
+        """
+        drawn, at = Drawn(tokens=[]), 0
         for index, draw in enumerate(draws):
-            try:
-                token, logprobs = self._voices[draw.sequence].draw(logits_DV[index], numbers[index])
-            except SamplingFailed as error:
-                drawn.failures.append((index, str(error)))
-            except Exception:
-                _log.exception("sampling of sequence %d failed", draw.sequence)
-                drawn.failures.append((index, "sampling failed (an internal error)"))
-            else:
-                drawn.tokens[index] = token
-                if logprobs is not None:
-                    drawn.logprobs.append((index, logprobs))
+            voice, token = self._voices[draw.sequence], tokens[at]
+            voice.accept(token)
+            drawn.tokens.append(token)
+            if draw.drafts:
+                further = _confirmed(draw.drafts, tokens[at:])
+                for token in further:
+                    voice.accept(token)
+                drawn.note_more(index, further)
+            at += 1 + len(draw.drafts)
         return drawn
 
+    def draw(self, draws: Sequence[Draw], logits_SV: F32) -> Drawn:
+        """Draw from ``logits_SV``, whose rows lie in the draws' order. One that fails fails alone.
+
+        A failure behind a draft that was right is left for the next step to meet again.
+        """
+        if self.all_take_the_best(draws):
+            best = logits_SV.argmax(axis=1)
+            if math.isfinite(logits_SV[np.arange(len(best)), best].sum()):
+                return self.accept(draws, best.tolist())
+        numbers = self._uniforms(draws)
+        drawn, at = Drawn(tokens=[None] * len(draws)), 0
+        for index, draw in enumerate(draws):
+            token = self._draw_one(index, draw.sequence, logits_SV[at], numbers[at], drawn)
+            drawn.tokens[index] = token
+            if draw.drafts:
+                self._draw_on(index, draw, logits_SV[at:], numbers[at:], drawn)
+            at += 1 + len(draw.drafts)
+        return drawn
+
+    def _draw_on(
+        self, index: int, draw: Draw, logits_SV: F32, numbers: Sequence[float], drawn: Drawn
+    ) -> None:
+        """Draw at the positions behind the first as long as drafts are right."""
+        token = drawn.tokens[index]
+        further: list[TokenId] = []
+        for place, draft in enumerate(draw.drafts, start=1):
+            if token != draft:
+                break
+            token = self._draw_one(index, draw.sequence, logits_SV[place], numbers[place], drawn)
+            if token is not None:
+                further.append(token)
+        drawn.note_more(index, tuple(further))
+
+    def _draw_one(
+        self, index: int, sequence: SequenceId, logits_V: F32, number: float, drawn: Drawn
+    ) -> TokenId | None:
+        """Draw a token; note its log-probabilities, or why there is none."""
+        try:
+            token, logprobs = self._voices[sequence].draw(logits_V, number)
+        except SamplingFailed as error:
+            drawn.note_failure(index, str(error))
+        except Exception:
+            _log.exception("sampling of sequence %d failed", sequence)
+            drawn.note_failure(index, "sampling failed (an internal error)")
+        else:
+            if logprobs is not None:
+                drawn.logprobs.append((index, logprobs))
+            return token
+        return None
+
     def _uniforms(self, draws: Sequence[Draw]) -> list[float]:
-        """Return the random number of each draw (0 where every draw is greedy)."""
+        """Return the random number of each row of logits (0 where every draw is greedy)."""
         params = [self._voices[draw.sequence].params for draw in draws]
+        sizes = [1 + len(draw.drafts) for draw in draws]
         if all(sampling.is_greedy(one) for one in params):
-            return [0.0] * len(draws)
-        seeds = [one.seed for one in params]
-        choices = [one.choice for one in params]
-        numbers: list[float] = uniforms(seeds, choices, [d.position for d in draws]).tolist()
+            return [0.0] * sum(sizes)
+        seeds, choices, positions = list[int](), list[int](), list[int]()
+        for one, size, draw in zip(params, sizes, draws, strict=True):
+            seeds += [one.seed] * size
+            choices += [one.choice] * size
+            positions += range(draw.position, draw.position + size)
+        numbers: list[float] = uniforms(seeds, choices, positions).tolist()
         return numbers
+
+
+def _confirmed(drafts: tuple[TokenId, ...], tokens: Sequence[TokenId]) -> tuple[TokenId, ...]:
+    """Return the tokens drawn after ``tokens[0]``: one behind each draft that was right."""
+    for num_right, (draft, token) in enumerate(zip(drafts, tokens, strict=False)):
+        if draft != token:
+            return tuple(tokens[1 : 1 + num_right])
+    return tuple(tokens[1 : 1 + len(drafts)])
 
 
 class _Voice:

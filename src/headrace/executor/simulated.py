@@ -39,9 +39,9 @@ _EMPTY = -1  # a slot that was never written; digests are not negative
 class StepTime:
     """Seconds of a step: ``base + prefill * per_prefill + decodes * per_decode + context * ...``.
 
-    A decode is a row of one token; every token of longer rows is a prefill token. The context is
-    the sum, over rows, of the tokens that the row's last token attends to. The defaults resemble
-    a 135M model on two cores.
+    A decode is a row of one token, or a draft; every token of other rows is a prefill token. The
+    context is the sum, over rows, of the tokens that the row's last token attends to. The defaults
+    resemble a 135M model on two cores.
     """
 
     base: Seconds = 0.008
@@ -55,8 +55,8 @@ class StepTime:
         for row in rows:
             num_tokens = row.num_tokens
             context += row.start + num_tokens
-            if num_tokens == 1:
-                decodes += 1
+            if num_tokens == 1 + row.num_drafts:
+                decodes += num_tokens
             else:
                 prefill += num_tokens
         return (
@@ -97,17 +97,24 @@ class SimulatedExecutor:
         if self._blocks is not None:
             self._blocks.run(plan, self._texts)
         tokens: list[TokenId | None] = []
+        more: list[tuple[int, tuple[TokenId, ...]]] = []
         logprobs: list[tuple[int, TokenLogprobs]] = []
         for index, row in enumerate(plan.rows):
             if not row.samples:
                 tokens.append(None)
                 continue
-            drawn = self._texts[row.sequence].draw()
-            tokens.append(drawn.token)
-            if self._texts[row.sequence].num_logprobs is not None:
-                logprobs.append((index, drawn))
+            text = self._texts[row.sequence]
+            drawn = [text.draw()] if not row.num_drafts else text.draw_on(_drafts(row))
+            tokens.append(drawn[0].token)
+            if len(drawn) > 1:
+                more.append((index, tuple(entry.token for entry in drawn[1:])))
+            if text.num_logprobs is not None:
+                logprobs += [(index, entry) for entry in drawn]
         return StepResult(
-            tokens=tokens, seconds=self._step_time.of(plan.rows), logprobs=tuple(logprobs)
+            tokens=tokens,
+            seconds=self._step_time.of(plan.rows),
+            more=tuple(more),
+            logprobs=tuple(logprobs),
         )
 
     def read_blocks(self, blocks: Sequence[BlockId]) -> npt.NDArray[np.uint8]:
@@ -153,6 +160,15 @@ class _Text:
         self._digest = zlib.crc32(self.tokens[-1:].tobytes(), self._digest)
         return self._logprobs(token)
 
+    def draw_on(self, drafts: tuple[TokenId, ...]) -> list[TokenLogprobs]:
+        """Draw a token, and one more after each draft that was right."""
+        drawn = [self.draw()]
+        for draft in drafts:
+            if drawn[-1].token != draft:
+                break
+            drawn.append(self.draw())
+        return drawn
+
     def _logprobs(self, token: TokenId) -> TokenLogprobs:
         """Return a plausible distribution: 1/2, 1/4, 1/8 .. over the token and its followers."""
         count = self.num_logprobs or 0
@@ -160,6 +176,11 @@ class _Text:
             ((token + i) % self._vocab_size, -0.6931471805599453 * (i + 1)) for i in range(count)
         ]
         return TokenLogprobs(token, -0.6931471805599453, tuple(top))
+
+
+def _drafts(row: Row) -> tuple[TokenId, ...]:
+    """Return the guesses at the end of a row."""
+    return row.tokens[-row.num_drafts :] if row.tokens and row.num_drafts else ()
 
 
 def _mix(value: int) -> int:
@@ -221,6 +242,7 @@ class _CheckedBlocks:
         if text is None:
             raise InvariantBroken(f"row of sequence {row.sequence}, which was never started")
         end = row.start + row.num_tokens
+        end_of_known = end - row.num_drafts
         capacity = len(row.blocks) * self._spec.block_size
         if not row.num_tokens or end > capacity or end > self._spec.max_model_len:
             raise InvariantBroken(
@@ -230,19 +252,19 @@ class _CheckedBlocks:
         for block in row.blocks:
             self._check_block(block)
         known = len(text.tokens)
-        expected = text.tokens[row.start : end].tolist()
-        given = expected if row.tokens is None else list(row.tokens)
-        if end > known or given != expected:
+        expected = text.tokens[row.start : end_of_known].tolist()
+        given = expected if row.tokens is None else list(row.tokens[: end_of_known - row.start])
+        if end_of_known > known or not given or given != expected:
             raise InvariantBroken(
                 f"sequence {row.sequence} at {row.start}: the row computes {given[:8]}.., "
                 f"the sequence has {expected[:8]}.. ({known} tokens)"
             )
-        if row.samples != (end == known):
+        if row.samples != (end_of_known == known) or (row.num_drafts and not row.samples):
             raise InvariantBroken(
-                f"sequence {row.sequence}: row ends at {end} of {known} tokens, "
-                f"samples is {row.samples}"
+                f"sequence {row.sequence}: row ends at {end_of_known} of {known} tokens, "
+                f"with {row.num_drafts} drafts behind it, samples is {row.samples}"
             )
-        self._extend_digests(row.sequence, text, end)
+        self._extend_digests(row.sequence, text, end_of_known)
 
     def _extend_digests(self, sequence: SequenceId, text: _Text, end: Tokens) -> None:
         digests = self._digests[sequence]
@@ -253,7 +275,8 @@ class _CheckedBlocks:
 
     def _check_contexts(self, rows: Iterable[Row], *, computed_by_row: bool) -> None:
         for row in rows:
-            end = row.start + row.num_tokens if computed_by_row else row.start
+            computed = row.num_tokens - row.num_drafts
+            end = row.start + computed if computed_by_row else row.start
             expected = np.array(self._digests[row.sequence][:end], np.int64)
             found = self._slots[list(row.blocks)].reshape(-1)[:end]
             wrong = np.flatnonzero(expected != found)
@@ -268,9 +291,12 @@ class _CheckedBlocks:
                 )
 
     def _write_row(self, row: Row) -> None:
+        """Write the digests of a row's tokens: behind a wrong draft they are of another prefix."""
         positions = np.arange(row.start, row.start + row.num_tokens)
         blocks = np.array(row.blocks)[positions // self._spec.block_size]
         digests = self._digests[row.sequence][row.start : row.start + row.num_tokens]
+        for draft in _drafts(row):
+            digests.append(zlib.crc32(array("q", (draft,)).tobytes(), digests[-1]))
         self._slots[blocks, positions % self._spec.block_size] = digests
 
     def _check_block(self, block: BlockId) -> None:

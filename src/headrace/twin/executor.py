@@ -6,6 +6,7 @@ a request that goes on elsewhere goes on with the same text, and whoever receive
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from headrace.core.costs.roofline import StepWork
@@ -37,18 +38,31 @@ class RooflineExecutor:
         for start in plan.starts:
             texts[start.sequence] = text_of(start.sampling.seed, self._vocab_size)
         tokens: list[TokenId | None] = []
-        for sequence, begin, known, _, samples in plan.rows:
-            end = begin + (1 if known is None else len(known))
+        more: list[tuple[int, tuple[TokenId, ...]]] = []
+        for index, (sequence, begin, known, _, samples, num_drafts) in enumerate(plan.rows):
+            end = begin + (1 if known is None else len(known)) - num_drafts
             tokens.append(texts[sequence].token(end) if samples else None)
-        return StepResult(tokens=tokens, seconds=self._step_time.of(work_of(plan.rows)))
+            if num_drafts and known is not None:
+                drawn = texts[sequence].tokens(end, num_drafts + 1)
+                num_right = _num_equal(drawn, known[-num_drafts:])
+                if num_right:
+                    more.append((index, tuple(drawn[1 : 1 + num_right])))
+        seconds = self._step_time.of(work_of(plan.rows))
+        return StepResult(tokens=tokens, more=tuple(more), seconds=seconds)
+
+
+def _num_equal(tokens: Iterable[TokenId], drafts: Iterable[TokenId]) -> int:
+    """Return how many leading drafts are the tokens drawn."""
+    pairs = zip(tokens, drafts, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def work_of(rows: Iterable[Row]) -> StepWork:
-    """Return what a step's rows compute. A row of one token is a decode."""
+    """Return what a step's rows compute. A row of one token is a decode, one with drafts a chunk."""
     tokens = sequences = pairs = prefill_context = decode_context = samples = 0
-    for _, start, known, _, draws in rows:
+    for _, start, known, _, draws, num_drafts in rows:
         sequences += 1
-        samples += draws
+        samples += draws + num_drafts
         length = 1 if known is None else len(known)
         tokens += length
         if length == 1:

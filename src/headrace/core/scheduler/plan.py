@@ -32,6 +32,11 @@ class Row(NamedTuple):
     one token that is not known yet: the one this sequence draws in the step before, which the
     executor has when it comes to this step. If ``samples``, a token is drawn from the logits of
     the last position.
+
+    The last ``num_drafts`` of ``tokens`` are guesses at what the sequence will draw. A row that
+    samples then draws at the position before the first guess, and goes on from one position to
+    the next as long as the token drawn is the one guessed. Keys and values of guesses behind the
+    last token drawn are of no use, and nobody reads them.
     """
 
     sequence: SequenceId
@@ -39,6 +44,7 @@ class Row(NamedTuple):
     tokens: tuple[TokenId, ...] | None
     blocks: tuple[BlockId, ...]
     samples: bool
+    num_drafts: int = 0
 
     @property
     def num_tokens(self) -> Tokens:
@@ -83,11 +89,12 @@ class StepResult:
     """What a step drew, aligned with ``plan.rows``.
 
     ``tokens[i]`` is None where row i does not sample or its sampling failed; the latter are
-    named in ``failures`` with a reason fit for the client. ``seconds`` is the executor's own
-    time, Python included.
+    named in ``failures`` with a reason fit for the client. What rows with drafts drew after
+    their first token is in ``more``. ``seconds`` is the executor's own time, Python included.
     """
 
     tokens: Sequence[TokenId | None]
     seconds: Seconds
-    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()  # (row index, log-probabilities)
+    more: tuple[tuple[int, tuple[TokenId, ...]], ...] = ()  # (row index, further tokens)
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()  # (row index, of each token in order)
     failures: tuple[tuple[int, str], ...] = ()  # (row index, reason)

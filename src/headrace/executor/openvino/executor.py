@@ -79,6 +79,7 @@ class OpenVinoExecutor:
             tokens[row] = token
         return StepResult(
             tokens=tokens,
+            more=tuple((rows[i], further) for i, further in drawn.more),
             logprobs=tuple((rows[i], logprobs) for i, logprobs in drawn.logprobs),
             failures=tuple((rows[i], reason) for i, reason in drawn.failures),
             seconds=self._clock.now() - began,

@@ -7,7 +7,7 @@ as it expects them. Facts of OpenVINO 2026.4; the operation is private there and
 changed between releases, so it is constructed in one function and the version is pinned.
 
 Shape suffixes: T tokens of the step, C hidden size, H query heads, K key/value heads, D head
-size, P positions, S rows that are sampled, V vocabulary.
+size, P positions, S positions that are sampled, V vocabulary.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def step_inputs(
     tokens, blocks, sampled = array("i"), array("i"), array("i")
     row_begins, block_begins = array("i", [0]), array("i", [0])
     draws, drawing_rows = [], []
-    for index, (sequence, start, new_tokens, row_blocks, samples) in enumerate(rows):
+    for index, (sequence, start, new_tokens, row_blocks, samples, num_drafts) in enumerate(rows):
         if new_tokens is None:
             tokens.append(last_token(sequence))
             end = start + 1
@@ -113,8 +113,9 @@ def step_inputs(
         row_begins.append(len(tokens))
         block_begins.append(len(blocks))
         if samples:
-            sampled.append(len(tokens) - 1)
-            draws.append(Draw(sequence, end))
+            sampled.extend(range(len(tokens) - 1 - num_drafts, len(tokens)))
+            drafts = new_tokens[-num_drafts:] if new_tokens and num_drafts else ()
+            draws.append(Draw(sequence, end - num_drafts, drafts))
             drawing_rows.append(index)
     past_lens = np.array([row.start for row in rows], np.int32)
     begins = np.frombuffer(row_begins, np.int32)
