@@ -157,6 +157,8 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     step_seconds_total: float
     computed_tokens_total: Count = 0
     recomputed_tokens_total: Count = 0
+    draft_tokens_total: Count = 0
+    accepted_drafts_total: Count = 0
 
 
 class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):

@@ -191,3 +191,5 @@ class ReportLoad:
     step_seconds_total: Seconds
     computed_tokens_total: int = 0  # prompt tokens that steps computed, again ones included
     recomputed_tokens_total: int = 0  # of those, tokens that had been computed before a preemption
+    draft_tokens_total: int = 0  # guessed, and computed with the tokens that they follow
+    accepted_drafts_total: int = 0  # of these, those that were drawn

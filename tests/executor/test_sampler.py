@@ -173,3 +173,57 @@ def test_ended_sequences_are_forgotten():
     sampler.begin_step(StepPlan(step_id=StepId(1), rows=(), ends=(SequenceId(0), SequenceId(4))))
     with pytest.raises(KeyError):
         sampler.last_token(SequenceId(0))
+
+
+PENALISED = SamplingParams(seed=5, frequency_penalty=0.7, repetition_penalty=1.3, logprobs=1)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        start_of(GREEDY),
+        start_of(GREEDY, min_tokens=3, stop=(int(logits(9, 6).argmax(1)[1]),)),
+        start_of(replace(GREEDY, logprobs=2)),
+        start_of(SamplingParams(seed=3, top_p=0.9)),
+        start_of(PENALISED, output=(4, 4)),
+        start_of(replace(PENALISED, presence_penalty=1.0, logit_bias=((7, 2.0),)), min_tokens=9),
+    ],
+    ids=["greedy", "min_tokens", "logprobs", "seeded", "penalties", "everything"],
+)
+@pytest.mark.parametrize("num_right", [0, 1, 3, 5])
+def test_drafts_change_no_token_and_drawing_ends_at_the_first_that_is_wrong(
+    start: SequenceStart, num_right: int
+):
+    rows, first = logits(9, 6), len(start.prompt) + len(start.output)
+    plain = sampler_of(start)
+    one_by_one = [plain.draw(draws((0, first + i)), rows[[i]]) for i in range(6)]
+    tokens = [drawn.tokens[0] for drawn in one_by_one]
+    drafts = tuple(token if i < num_right else VOCAB - 1 for i, token in enumerate(tokens[:5]))
+
+    sampler = sampler_of(start, start_of(GREEDY, 1))
+    other = logits(2, 1)
+    drawn = sampler.draw(
+        [Draw(SequenceId(0), first, drafts), Draw(SequenceId(1), 2)],
+        np.concatenate([rows, other]),
+    )
+    assert [drawn.tokens[0], *dict(drawn.more).get(0, ())] == tokens[: num_right + 1]
+    assert drawn.tokens[1] == int(other[0].argmax())
+    expected = [entry for one in one_by_one[: num_right + 1] for entry in one.logprobs]
+    assert drawn.logprobs == expected
+    assert sampler.last_token(SequenceId(0)) == tokens[num_right]
+    # what the sequence remembers is what it said, not what was guessed
+    if num_right < 5:
+        following = sampler.draw(draws((0, first + num_right + 1)), rows[[num_right + 1]])
+        assert following.tokens[0] == tokens[num_right + 1]
+
+
+def test_a_failure_behind_a_right_draft_leaves_what_was_drawn():
+    rows = logits(9, 3)
+    rows[1] = np.nan
+    first = int(rows[0].argmax())
+    drawn = sampler_of(start_of(GREEDY)).draw([Draw(SequenceId(0), 2, (first, 7))], rows)
+    assert drawn == Drawn(tokens=[first])
+    rows[0] = np.nan
+    drawn = sampler_of(start_of(GREEDY)).draw([Draw(SequenceId(0), 2, (first, 7))], rows)
+    assert drawn.tokens == [None]
+    assert len(drawn.failures) == 1

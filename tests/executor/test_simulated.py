@@ -51,8 +51,10 @@ def row_of(
     blocks: tuple[int, ...] = (0, 1),
     sequence: int = 0,
     samples: bool = True,
+    num_drafts: int = 0,
 ) -> Row:
-    return Row(SequenceId(sequence), at, tokens, tuple(map(BlockId, blocks)), samples)
+    table = tuple(map(BlockId, blocks))
+    return Row(SequenceId(sequence), at, tokens, table, samples, num_drafts)
 
 
 def step(
@@ -226,3 +228,56 @@ def test_state_is_dropped_when_sequences_end():
 def test_checked_blocks_need_eight_bytes_a_token():
     with pytest.raises(ValueError, match="must be 32, not 99"):
         SimulatedExecutor(replace(SPEC, block_bytes=99), check_kv=True)
+
+
+def drafting(
+    num_right: int, num_drafts: int = 4
+) -> tuple[SimulatedExecutor, list[int], StepResult]:
+    """Return an executor after a step with drafts, the text from its prompt on, and the result."""
+    text = [*PROMPT, *generate(8, start_of())]
+    executor = SimulatedExecutor(SPEC, check_kv=True)
+    step(executor, row_of(PROMPT, blocks=(0, 1, 2, 3)), starts=(start_of(),))
+    at = len(PROMPT)
+    drafts = [*text[at + 1 : at + 1 + num_right], *[96] * (num_drafts - num_right)]
+    row = row_of((text[at], *drafts), at=at, blocks=(0, 1, 2, 3), num_drafts=num_drafts)
+    return executor, text, step(executor, row)
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 4])
+def test_drafts_are_drawn_on_from_as_long_as_they_are_right(num_right: int):
+    executor, text, result = drafting(num_right)
+    at = len(PROMPT) + 1
+    drawn = [result.tokens[0], *dict(result.more).get(0, ())]
+    assert drawn == text[at : at + 1 + num_right]
+    at += num_right  # computed are all drafts that were right; the last token drawn is not
+    following = step(executor, row_of((text[at],), at=at, blocks=(0, 1, 2, 3)))
+    assert following.tokens == [text[at + 1]]
+
+
+def test_a_row_that_relies_on_a_wrong_draft_is_found_out():
+    executor, text, _ = drafting(1)
+    at = len(PROMPT) + 3  # one too far: the draft computed there was wrong
+    with pytest.raises(InvariantBroken):
+        step(executor, row_of((text[at],), at=at, blocks=(0, 1, 2, 3)))
+    executor, text, _ = drafting(1)
+    at = len(PROMPT) + 2
+    table = (0, 1, 2, 3)
+    step(executor, row_of((text[at],), at=at, blocks=table))
+    executor._blocks._slots[at // BLOCK, at % BLOCK] += 1  # type: ignore[union-attr]
+    with pytest.raises(InvariantBroken, match="another prefix"):
+        step(executor, row_of((text[at + 1],), at=at + 1, blocks=table))
+
+
+def test_drafts_without_a_known_token_or_without_sampling_are_refused():
+    for bad in (
+        row_of((1, 2), num_drafts=2),
+        row_of((*PROMPT, 2), num_drafts=1, samples=False),
+    ):
+        executor = SimulatedExecutor(SPEC, check_kv=True)
+        with pytest.raises(InvariantBroken):
+            step(executor, bad, starts=(start_of(),))
+
+
+def test_the_time_of_drafts_is_that_of_decodes():
+    model = StepTime(base=1, per_prefill=10, per_decode=100, per_context=0)
+    assert model.of([row_of((1, 2, 3), at=6, num_drafts=2)]) == 1 + 3 * 100

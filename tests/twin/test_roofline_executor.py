@@ -61,3 +61,17 @@ def test_a_range_of_a_text_is_its_tokens_one_by_one():
     text = text_of(12345, 1000)
     assert text.tokens(40, 100) == [text.token(position) for position in range(40, 140)]
     assert text_of(12346, 1000).tokens(40, 4) != text.tokens(40, 4)
+
+
+def test_drafts_that_are_right_are_drawn_and_cost_what_a_chunk_does():
+    step_time = Deployment(model=MODEL, gpu=GPUS["cpu"]).step_time()
+    executor, text = RooflineExecutor(step_time, MODEL.vocab), text_of(7, MODEL.vocab)
+    known, *drawn = text.tokens(4, 5)
+    drafts = (*drawn[:2], drawn[2] + 1)
+    row = Row(SequenceId(0), 4, (known, *drafts), (), True, num_drafts=3)
+    result = executor.execute(StepPlan(step_id=StepId(0), rows=(row,), starts=(start(0, 7),)))
+    assert result.tokens == [drawn[0]]
+    assert result.more == ((0, (drawn[1], drawn[2])),)
+    work = work_of([row])
+    assert (work.tokens, work.samples) == (4, 4)
+    assert result.seconds == step_time.of(work)

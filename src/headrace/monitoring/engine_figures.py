@@ -64,6 +64,8 @@ class EngineFigures:
             (table.ENGINE_CACHED_TOKENS, report.cached_tokens_total),
             (table.ENGINE_OUTPUT_TOKENS, report.output_tokens_total),
             (table.ENGINE_DISCARDED_TOKENS, report.discarded_tokens_total),
+            (table.ENGINE_DRAFT_TOKENS, report.draft_tokens_total),
+            (table.ENGINE_ACCEPTED_DRAFTS, report.accepted_drafts_total),
             (table.ENGINE_PREEMPTIONS, report.preemptions_total),
         ):
             put(metric, replica, value=value)

@@ -211,6 +211,12 @@ ENGINE_DISCARDED_TOKENS = _counter(
     "Tokens drawn for sequences that had ended meanwhile: never sent or billed.",
     "replica",
 )
+ENGINE_DRAFT_TOKENS = _counter(
+    "engine_draft_tokens_total", "Tokens guessed and computed on trial.", "replica"
+)
+ENGINE_ACCEPTED_DRAFTS = _counter(
+    "engine_accepted_draft_tokens_total", "Of the guessed tokens, those drawn.", "replica"
+)
 ENGINE_PREEMPTIONS = _counter(
     "engine_preemptions_total", "Sequences put back to make room.", "replica"
 )

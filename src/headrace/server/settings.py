@@ -135,6 +135,16 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     share_partial: Annotated[
         bool, Meta(description="copy cached blocks that begin like the one needed")
     ] = True
+    speculation: Annotated[
+        str,
+        Meta(
+            pattern="^(off|lookup)$",
+            description="guess tokens from the text so far: off, lookup (where it pays)",
+        ),
+    ] = "lookup"
+    max_drafts: Annotated[
+        int, Meta(ge=1, le=64, description="tokens guessed at once for a sequence at most")
+    ] = 16
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25

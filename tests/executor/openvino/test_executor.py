@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from executor_steps import (
     EXACT,
+    VOCAB,
     TinyModel,
+    distribution,
     distributions,
     log_softmax,
     new_sequence,
@@ -257,3 +259,38 @@ def test_quick_sizes_are_multiples_of_128_or_what_they_were():
     assert [quick_size(n) for n in (1, 64, 65, 128, 129, 160, 161, 256, 257, 500)] == (
         [1, 64, 128, 128, 129, 160, 256, 256, 384, 512]
     )
+
+
+@pytest.mark.parametrize("num_right", [0, 2, 5])
+def test_drafts_change_neither_tokens_nor_distributions(
+    executor: OpenVinoExecutor, num_right: int
+):
+    sampling = SamplingParams(temperature=0.8, seed=4, logprobs=VOCAB)
+    prompt, table = tokens_of(40, seed=8), [1, 2, 0]
+    sequence = new_sequence(executor, sampling)
+    results = [step(executor, row(sequence, 0, prompt, table))]
+    for at in range(40, 47):
+        results.append(step(executor, row(sequence, at, None, table)))
+    text = [result.tokens[0] for result in results]
+    known = tuple(token for token in text if token is not None)
+
+    sequence = new_sequence(executor, sampling)
+    step(executor, row(sequence, 0, prompt, table))
+    drafts = tuple(
+        token if i < num_right else (token + 1) % VOCAB for i, token in enumerate(known[1:6])
+    )
+    other = new_sequence(executor, GREEDY)
+    drafted = row(sequence, 40, (known[0], *drafts), table)._replace(num_drafts=5)
+    result = step(executor, row(other, 0, prompt, [4, 5]), drafted)
+    assert result.tokens[0] is not None
+    drawn = (result.tokens[1], *dict(result.more).get(1, ()))
+    assert drawn == known[1 : 2 + num_right]
+    assert [index for index, _ in result.logprobs] == [1] * (num_right + 1)
+    for place, (_, logprobs) in enumerate(result.logprobs):
+        alone = distributions(results[1 + place])[0]
+        assert logprobs.token == known[1 + place]
+        assert_same(distribution(logprobs), alone)
+    # what wrong drafts left in the cache is overwritten before it is read
+    at = 41 + num_right
+    following = step(executor, row(sequence, at, (known[at - 40],), table))
+    assert_same(distributions(following)[0], distributions(results[at - 39])[0])

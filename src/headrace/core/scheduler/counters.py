@@ -20,5 +20,7 @@ class Counters:
     recomputed_tokens: Tokens = 0  # of the computed ones, those computed before
     output_tokens: Tokens = 0
     discarded_tokens: Tokens = 0
+    draft_tokens: Tokens = 0
+    accepted_drafts: Tokens = 0
     preemptions: int = 0
     step_seconds: Seconds = 0.0

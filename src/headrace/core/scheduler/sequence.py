@@ -12,6 +12,7 @@ from headrace.core.scheduler.plan import SequenceStart
 if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
     from headrace.core.scheduler.fairness import Account
+    from headrace.core.scheduler.drafts import Lookup
     from headrace.types import Request, Seconds, SequenceId, StepId, TokenId, Tokens
 
 
@@ -63,6 +64,8 @@ class Sequence:
     num_unseen: Tokens = 0
     last_step: StepId | None = None  # the last one planned with a row of this sequence
     cached_tokens: Tokens | None = None  # None until first scheduled
+    needs_last_token: bool = False  # no row before its last token is known: drafts may follow it
+    lookup: Lookup | None = None  # the Drafter's
     num_passed: int = 0  # how often a later request was admitted while this one did not fit
     num_known: Tokens = 0  # computed once already: computing them again is recomputation
 
