@@ -68,12 +68,21 @@ class StepTime:
 
 
 class SimulatedExecutor:
-    """Implements Executor. ``check_kv`` costs memory and time; without it blocks hold nothing."""
+    """Implements Executor. ``check_kv`` costs memory and time; without it blocks hold nothing.
+
+    If it ``repeats``, a token depends on the one before alone: texts soon go in circles.
+    """
 
     def __init__(
-        self, spec: ExecutorSpec, step_time: StepTime | None = None, *, check_kv: bool = False
+        self,
+        spec: ExecutorSpec,
+        step_time: StepTime | None = None,
+        *,
+        check_kv: bool = False,
+        repeats: bool = False,
     ) -> None:
         self._spec = spec
+        self._repeats = repeats
         self._step_time = step_time or StepTime()
         self._texts: dict[SequenceId, _Text] = {}
         self._blocks = _CheckedBlocks(spec) if check_kv else None
@@ -93,7 +102,8 @@ class SimulatedExecutor:
         for sequence in plan.ends:
             self._texts.pop(sequence, None)
         for start in plan.starts:
-            self._texts[start.sequence] = _Text(start, self._spec.vocab_size)
+            text = _Text(start, self._spec.vocab_size, repeats=self._repeats)
+            self._texts[start.sequence] = text
         if self._blocks is not None:
             self._blocks.run(plan, self._texts)
         tokens: list[TokenId | None] = []
@@ -136,7 +146,8 @@ class SimulatedExecutor:
 class _Text:
     """The tokens of one sequence, as a running digest (and in full, for the checks)."""
 
-    def __init__(self, start: SequenceStart, vocab_size: int) -> None:
+    def __init__(self, start: SequenceStart, vocab_size: int, *, repeats: bool) -> None:
+        self._repeats = repeats
         self.tokens = array("q", start.prompt)
         self.tokens.extend(start.output)
         self.num_logprobs = start.sampling.logprobs
@@ -151,7 +162,8 @@ class _Text:
     def draw(self) -> TokenLogprobs:
         """Draw the next token and append it."""
         position = len(self.tokens)
-        mixed = _mix(self._digest ^ (self._key << 20) ^ (position << 44))
+        source = self.tokens[-1] if self._repeats else self._digest ^ (position << 44)
+        mixed = _mix(source ^ (self._key << 20))
         token = mixed % self._vocab_size
         if position < self._must_not_stop_before:
             while token in self._stop_tokens:

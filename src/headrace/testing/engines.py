@@ -41,12 +41,15 @@ def simulated_spec(
 
 
 def simulated_engine(
-    spec: ExecutorSpec | None = None, config: SchedulerConfig | None = None
+    spec: ExecutorSpec | None = None,
+    config: SchedulerConfig | None = None,
+    *,
+    repeats: bool = False,
 ) -> EngineHarness:
-    """Return a harness round a fresh engine."""
+    """Return a harness round a fresh engine, whose texts go in circles if it ``repeats``."""
     spec = spec or simulated_spec()
     core = build_engine_core(spec, config or SchedulerConfig())
-    return EngineHarness(core, SimulatedExecutor(spec, check_kv=True))
+    return EngineHarness(core, SimulatedExecutor(spec, check_kv=True, repeats=repeats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,9 @@ class Stream:
     finish: FinishReason
 
 
-def undisturbed(request: Request, spec: ExecutorSpec) -> Stream:
+def undisturbed(request: Request, spec: ExecutorSpec, *, repeats: bool = False) -> Stream:
     """Return a request's stream, token by token, without any engine: the oracle."""
-    executor = SimulatedExecutor(spec)
+    executor = SimulatedExecutor(spec, repeats=repeats)
     num_prompt = len(request.prompt) - request.num_prior
     start = SequenceStart(
         sequence=SequenceId(0),

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.core.scheduler.intake import EngineSpec
-    from headrace.core.scheduler.plan import StepResult
+    from headrace.core.scheduler.plan import Row, StepResult
     from headrace.core.scheduler.sequence import Beginning
     from headrace.core.scheduler.step import Step
     from headrace.types import Request, RequestId, Seconds, TokenId, TokenLogprobs
@@ -136,46 +136,63 @@ class EngineCore:
 
     def _step_done(self, step: Step, result: StepResult, now: Seconds) -> None:
         self._counters.step_seconds += result.seconds
-        logprobs = dict(result.logprobs)
-        failures = dict(result.failures)
-        block_size = self.scheduler.kv.block_size
-        num_accepted = 0
+        more, failures = dict(result.more), dict(result.failures)
+        logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
+        for index, entry in result.logprobs:
+            logprobs[index] = (*logprobs.get(index, ()), entry)
         for index, (sequence, row) in enumerate(zip(step.sequences, step.rows, strict=True)):
+            token = result.tokens[index]
+            drawn = () if token is None else (token, *more.get(index, ()))
             if sequence.status is Status.ENDED:
-                self._counters.discarded_tokens += row.samples
+                self._counters.discarded_tokens += max(row.samples, len(drawn))
                 continue
-            computed = row.start + row.num_tokens
-            if computed - sequence.table.num_published * block_size >= block_size:
-                self.scheduler.kv.publish(sequence.table, computed)
+            kept, finish = sequence.take(drawn)
+            self._publish(sequence, row, num_drawn=len(kept))
             if not row.samples:
                 continue
             sequence.num_unseen -= 1
-            token = result.tokens[index]
-            if token is None:
+            if not drawn:
                 self._end(sequence, FinishReason.ERROR, failures.get(index, "no token was drawn"))
-            else:
-                num_accepted += 1
-                self._accept(sequence, token, logprobs.get(index), now)
-        self._counters.output_tokens += num_accepted
+                continue
+            if row.num_drafts:
+                self._drafts_done(sequence, drawn, kept)
+            self._emit(sequence, kept, finish, logprobs.get(index, ())[: len(kept)], now)
+
+    def _publish(self, sequence: Sequence, row: Row, *, num_drawn: int) -> None:
+        """Offer blocks to the prefix cache whose tokens are known, and computed by ``row`` at last.
+
+        Behind the last token drawn nothing is: guesses there were wrong.
+        """
+        kv, table = self.scheduler.kv, sequence.table
+        computed = row.start + row.num_tokens - row.num_drafts + max(num_drawn - 1, 0)
+        if computed - table.num_published * kv.block_size >= kv.block_size:
+            kv.publish(table, computed)
+
+    def _drafts_done(
+        self, sequence: Sequence, drawn: tuple[TokenId, ...], kept: tuple[TokenId, ...]
+    ) -> None:
+        """Book the drafts that were right: their keys and values are computed."""
+        sequence.num_computed += len(kept) - 1
+        self._counters.accepted_drafts += len(kept) - 1
+        self._counters.discarded_tokens += len(drawn) - len(kept)
 
     def _step_failed(self, step: Step, reason: str) -> None:
         for sequence in step.sequences:
             if sequence.status is not Status.ENDED:
                 self._end(sequence, FinishReason.ERROR, reason)
 
-    def _accept(
-        self, sequence: Sequence, token: TokenId, logprobs: TokenLogprobs | None, now: Seconds
+    def _emit(
+        self,
+        sequence: Sequence,
+        tokens: tuple[TokenId, ...],
+        finish: FinishReason | None,
+        logprobs: tuple[TokenLogprobs, ...],
+        now: Seconds,
     ) -> None:
-        """Append a token; end the sequence if it was its last."""
-        request = sequence.request
-        finish: FinishReason | None = None
-        if token in request.stop_token_ids and sequence.num_output >= request.min_tokens:
-            finish = FinishReason.STOP
-        sequence.tokens.append(token)
-        if finish is None and len(sequence.tokens) >= sequence.max_tokens:
-            finish = FinishReason.LENGTH
+        """Tell of tokens that a sequence took; forget it if they were its last."""
+        self._counters.output_tokens += len(tokens)
         cached = sequence.cached_tokens or 0
-        output = Output(request.id, (token,), finish, cached, (logprobs,) if logprobs else ())
+        output = Output(sequence.request.id, tokens, finish, cached, logprobs)
         if sequence.beginning is not None:
             output = output._replace(timing=_timing(sequence.beginning, now))
             sequence.beginning = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headrace.core.scheduler.order import BATCH_RANK
 from headrace.core.scheduler.plan import SequenceStart
+from headrace.types import FinishReason
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
@@ -83,6 +84,20 @@ class Sequence:
     def num_output(self) -> Tokens:
         """Tokens generated, by earlier attempts elsewhere too."""
         return len(self.tokens) - len(self.request.prompt) + self.request.num_prior
+
+    def take(
+        self, tokens: tuple[TokenId, ...]
+    ) -> tuple[tuple[TokenId, ...], FinishReason | None]:
+        """Append drawn tokens, up to one that ends the output; return them, and why it ends."""
+        request = self.request
+        for index, token in enumerate(tokens):
+            stops = token in request.stop_token_ids and self.num_output >= request.min_tokens
+            self.tokens.append(token)
+            if stops:
+                return tokens[: index + 1], FinishReason.STOP
+            if len(self.tokens) >= self.max_tokens:
+                return tokens[: index + 1], FinishReason.LENGTH
+        return tokens, None
 
     def start(self) -> SequenceStart:
         """Return what an executor must know before the first row."""
