@@ -31,7 +31,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 from processes import Server, ServerSpec
 from workloads import A_OUT, A_REQUESTS, B_CONCURRENCY, B_OUT, B_REQUESTS, Driver, Prompts
 
@@ -203,7 +202,9 @@ async def drafted(server: Server) -> tuple[int, int]:
     return tuple(  # type: ignore[return-value]
         sum(
             int(float(value))
-            for value in re.findall(rf"^headrace_engine_{name}_tokens_total\S* (\S+)$", page.decode(), re.M)
+            for value in re.findall(
+                rf"^headrace_engine_{name}_tokens_total\S* (\S+)$", page.decode(), re.M
+            )
         )
         for name in ("draft", "accepted_draft")
     )
@@ -277,7 +278,10 @@ def _by_round(turn: Turn) -> int:
 
 
 def print_rows(rows: dict[str, Row]) -> None:
-    print(f"\n{'tokens/s, medians':<20}{'off':>8}{'lookup':>8}{'ratio':>8}{'drafts right':>14}", end="")
+    print(
+        f"\n{'tokens/s, medians':<20}{'off':>8}{'lookup':>8}{'ratio':>8}{'drafts right':>14}",
+        end="",
+    )
     print(f"{'tokens a step':>15}{'same answers':>14}")
     for text, row in rows.items():
         print(

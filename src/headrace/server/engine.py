@@ -164,6 +164,7 @@ def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         max_num_waiting=settings.max_waiting,
         max_steps_in_flight=settings.steps_in_flight,
+        max_drafts=settings.max_drafts if settings.speculation == "lookup" else 0,
         report_period=settings.report_seconds,
         itl=settings.itl_ms / 1000 or None,
         batch_itl=settings.batch_itl_ms / 1000 or None,

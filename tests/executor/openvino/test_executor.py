@@ -262,9 +262,7 @@ def test_quick_sizes_are_multiples_of_128_or_what_they_were():
 
 
 @pytest.mark.parametrize("num_right", [0, 2, 5])
-def test_drafts_change_neither_tokens_nor_distributions(
-    executor: OpenVinoExecutor, num_right: int
-):
+def test_drafts_change_neither_tokens_nor_distributions(executor: OpenVinoExecutor, num_right: int):
     sampling = SamplingParams(temperature=0.8, seed=4, logprobs=VOCAB)
     prompt, table = tokens_of(40, seed=8), [1, 2, 0]
     sequence = new_sequence(executor, sampling)

@@ -32,6 +32,8 @@ class SchedulerConfig:
     """Between two load reports while there is work, 0.001..3600 s."""
     share_partial: bool = True
     """Copy a cached block that begins like the one needed (saves tokens, costs a copy)."""
+    max_drafts: Tokens = 0
+    """Tokens guessed for a sequence in one step at most, where it pays; 0: none. 0..64."""
     share_waiting: bool = True
     """A newcomer waits while another sequence computes a prefix that it needs too."""
     itl: Seconds | None = None
@@ -55,6 +57,7 @@ class SchedulerConfig:
             ("max_num_waiting", self.max_num_waiting, 1, 1 << 20),
             ("max_steps_in_flight", self.max_steps_in_flight, 1, 2),
             ("max_passes", self.max_passes, 0, 1 << 20),
+            ("max_drafts", self.max_drafts, 0, 64),
             ("report_period", self.report_period, 0.001, 3600),
             ("itl", self.itl, 0.001, 3600),
             ("batch_itl", self.batch_itl, 0.001, 3600),

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from headrace.core.costs.step_model import StepLoad
+from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.suffixes import Match, SuffixIndex
 
 if TYPE_CHECKING:
+    from headrace.core.costs.step_model import StepLoad
     from headrace.core.kvcache.cache import KVCache
     from headrace.core.scheduler.counters import Counters
     from headrace.core.scheduler.plan import Row
@@ -33,6 +34,10 @@ MARGIN = 1.2
 
 ENTER_PER_STEP = 1024
 """Tokens that enter indexes in one step, of all sequences: about half a millisecond."""
+
+TIME_SHARE = 0.5
+"""Of the time that an inter-token target leaves in a step, what drafts may take; chunks of prompts
+get the rest."""
 
 LONGEST_PAUSE = 3
 """Steps without a look after guesses that were wrong, at most."""
@@ -167,44 +172,50 @@ class LookupDrafter:
             return
         budget = ENTER_PER_STEP
         for index, sequence in enumerate(step.sequences):
+            if sequence.request.constraint is not None:
+                continue
+            if sequence.lookup is None:
+                sequence.lookup = Lookup(sequence.tokens, self._pool)
             lookup = sequence.lookup
-            if lookup is None:
-                lookup = sequence.lookup = Lookup(sequence.tokens, self._pool)
             if lookup.is_paused() or not lookup.take_news():
                 continue
             budget -= lookup.index.enter(budget)
             match = lookup.index.longest()
-            sequence.needs_last_token = match is not None and stakes.pays(lookup.odds.chance(match.length))
+            sequence.needs_last_token = match is not None and stakes.pays(
+                lookup.odds.chance(match.length)
+            )
             if match is None:
                 continue
             row = step.rows[index]
-            limit = self._room(step, sequence) if row.tokens and sequence.needs_last_token else 0
-            if drafts := lookup.guess(match, stakes.take(lookup.odds, match.length, limit)):
+            room = self._room(step, sequence) if row.tokens else 0
+            count = stakes.take(lookup.odds, match.length, limit=room)
+            if drafts := lookup.guess(match, count):
                 step.rows[index] = self._drafted(step, sequence, row, drafts)
+                sequence.account.charge(len(drafts) * stakes.per_draft)
+        step.seconds = stakes.seconds_left
 
     def _stakes(self, step: Step) -> Stakes:
         """Return what the step costs and brings without drafts."""
-        rows, seconds = len(step.rows), self._step_times.seconds
-        context = sum(row.start + 1 for row in step.rows)
-        alone = seconds(StepLoad(decodes=rows, context=context))
-        more = seconds(StepLoad(decodes=rows + 1, context=context))
-        return Stakes(tokens=rows, seconds=alone, per_draft=more - alone)
+        load = step.load()
+        alone = self._step_times.seconds(load)
+        more = self._step_times.seconds(load._replace(decodes=load.decodes + 1))
+        return Stakes(
+            tokens=load.decodes,
+            seconds=alone,
+            per_draft=more - alone,
+            seconds_left=step.seconds,
+        )
 
     def _room(self, step: Step, sequence: Sequence) -> Tokens:
-        """Return how many drafts a sequence may have, by everything but their worth.
+        """Return how many drafts a sequence may have, whatever they are worth.
 
-        The last token is never a draft's successor beyond ``max_tokens``; blocks for drafts are
-        taken only while there is one left for everyone who runs.
+        Right to the last, each brings one token more. Blocks are taken for them only while there
+        is one left for everyone who runs.
         """
-        computed, table = sequence.num_computed, sequence.table
-        held = len(table.blocks) * self._kv.block_size
-        room = min(
-            self._max_drafts, step.budget, sequence.max_tokens - len(sequence.tokens) - 1
-        )
-        if computed + room <= held:
-            return max(room, 0)
-        spare = self._kv.num_free - len(step.rows)
-        return max(min(room, held + max(spare, 0) * self._kv.block_size - computed), 0)
+        table, block_size = sequence.table, self._kv.block_size
+        room = min(self._max_drafts, step.budget, sequence.max_tokens - len(sequence.tokens) - 1)
+        spare = max(self._kv.num_free - len(step.rows), 0)
+        return min(room, (len(table.blocks) + spare) * block_size - sequence.num_computed)
 
     def _drafted(
         self, step: Step, sequence: Sequence, row: Row, drafts: tuple[TokenId, ...]
@@ -213,6 +224,7 @@ class LookupDrafter:
         assert row.tokens is not None
         self._kv.grow(sequence.table, sequence.num_computed + len(drafts))
         step.budget -= len(drafts)
+        step.num_decodes += len(drafts)
         self._counters.draft_tokens += len(drafts)
         return row._replace(
             tokens=(*row.tokens, *drafts), blocks=sequence.table.blocks, num_drafts=len(drafts)
@@ -220,23 +232,41 @@ class LookupDrafter:
 
 
 class Stakes:
-    """What a step is expected to bring and to cost, drafts so far included."""
+    """What a step is expected to bring and to cost, drafts so far included.
 
-    def __init__(self, *, tokens: float, seconds: Seconds, per_draft: Seconds) -> None:
+    ``seconds_left`` is what may still be added to the step; drafts get a share of it.
+    """
+
+    def __init__(
+        self, *, tokens: float, seconds: Seconds, per_draft: Seconds, seconds_left: Seconds
+    ) -> None:
+        self.per_draft = per_draft
+        self.seconds_left = seconds_left
         self._tokens = tokens
         self._seconds = seconds
-        self._per_draft = per_draft
+        self._least_left = seconds_left * (1 - TIME_SHARE) if seconds_left < UNLIMITED else 0.0
 
     def pays(self, chance: float) -> bool:
-        """Whether one more draft is worth its cost."""
-        return chance * self._seconds > MARGIN * self._per_draft * self._tokens
+        """Whether one more draft is worth its cost, and there is time for it."""
+        is_worth_it = chance * self._seconds > MARGIN * self.per_draft * self._tokens
+        return is_worth_it and self.seconds_left - self.per_draft >= self._least_left
 
-    def take(self, odds: Odds, length: Tokens, limit: int) -> int:
+    def take(self, odds: Odds, length: Tokens, *, limit: int) -> int:
         """Book as many drafts behind a match of ``length`` tokens as pay; return their number."""
         count, chance = 0, odds.chance(length)
         while count < limit and self.pays(chance):
             self._tokens += chance
-            self._seconds += self._per_draft
+            self._seconds += self.per_draft
+            self.seconds_left -= self.per_draft
             count += 1
             chance *= odds.chance(length + count)
         return count
+
+
+def build_drafter(
+    kv: KVCache, counters: Counters, step_times: StepTimes, *, max_drafts: int
+) -> Drafter:
+    """Return the drafter that adds at most so many drafts to a row."""
+    if not max_drafts:
+        return NoDrafts()
+    return LookupDrafter(kv, counters, step_times, max_drafts=max_drafts)

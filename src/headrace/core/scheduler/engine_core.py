@@ -15,6 +15,7 @@ from headrace.core.kvcache.cache import KVCache
 from headrace.core.scheduler.counters import Counters
 from headrace.core.scheduler.deadlines import Deadlines
 from headrace.core.scheduler.door import Door
+from headrace.core.scheduler.drafts import build_drafter
 from headrace.core.scheduler.events import (
     Abort,
     Emit,
@@ -255,6 +256,8 @@ class EngineCore:
             step_seconds_total=counters.step_seconds,
             computed_tokens_total=counters.computed_tokens,
             recomputed_tokens_total=counters.recomputed_tokens,
+            draft_tokens_total=counters.draft_tokens,
+            accepted_drafts_total=counters.accepted_drafts,
         )
 
 
@@ -291,6 +294,7 @@ def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
         pace=Pace(model, itl=config.itl, batch_itl=config.batch_itl),
         ledger=ledger,
         victims=Victims(kv, model, config.preemption),
+        drafter=build_drafter(kv, counters, model, max_drafts=config.max_drafts),
     )
     door = Door(
         intake=Intake(spec),

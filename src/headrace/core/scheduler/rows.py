@@ -9,6 +9,7 @@ from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.drafts import Drafter
     from headrace.core.scheduler.pacing import Pace
     from headrace.core.scheduler.sequence import Sequence
     from headrace.core.scheduler.step import Step
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 class Rows:
     """Adds rows to steps: takes blocks for them and moves sequences on."""
 
-    def __init__(self, kv: KVCache, pace: Pace) -> None:
+    def __init__(self, kv: KVCache, pace: Pace, drafter: Drafter) -> None:
         self._kv = kv
         self._pace = pace
+        self._drafter = drafter
 
     def decode(self, step: Step, sequence: Sequence) -> None:
         """Plan the one token that a sequence lacks (or will, when its newest is known)."""
@@ -33,6 +35,10 @@ class Rows:
         sequence.num_computed = start + 1
         sequence.num_unseen += 1
         sequence.last_step = step.id
+
+    def add_drafts(self, step: Step) -> None:
+        """Let decodes, so far the only rows of a step, guess further tokens where that pays."""
+        self._drafter.add_drafts(step)
 
     def decode_if_there_is_time(self, step: Step, sequence: Sequence) -> None:
         """Plan the next token of a sequence that gives way to others."""

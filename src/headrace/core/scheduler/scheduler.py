@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from headrace.core.kvcache.cache import KVCache
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.counters import Counters
+    from headrace.core.scheduler.drafts import Drafter
     from headrace.core.scheduler.fairness import Ledger
     from headrace.core.scheduler.pacing import Pace
     from headrace.core.scheduler.plan import StepPlan
@@ -64,13 +65,14 @@ class Scheduler:
         pace: Pace,
         ledger: Ledger,
         victims: Victims,
+        drafter: Drafter,
     ) -> None:
         self.kv = kv
         self.waiting = WaitingQueue()
         self.running = Running(kv)
         self.in_flight: deque[Step] = deque()
         self.pace = pace
-        self._rows = Rows(kv, pace)
+        self._rows = Rows(kv, pace, drafter)
         self._counters = counters
         self._config = config
         self._ledger = ledger
@@ -94,6 +96,7 @@ class Scheduler:
         step = Step(StepId(self._counters.steps), self._config.max_num_batched_tokens)
         behind, yielding, target = self._plan_decodes(step)
         self.pace.begin(step, target)
+        self._rows.add_drafts(step)
         step.spare = self.kv.num_free - self._promised(behind)
         for rank in self._ledger.patience.ranks():
             if rank == BATCH_RANK:
@@ -171,6 +174,7 @@ class Scheduler:
         Return those that lack more, in the order in which they should start; those that would
         decode but give way to others; and the tightest inter-token target of those planned. One
         whose last token is on its way is left out: a step beyond max_tokens would be for nothing.
+        So is one that may get drafts behind a token that is on its way.
         """
         behind: list[Sequence] = []
         yielding: list[Sequence] = []
@@ -179,7 +183,9 @@ class Scheduler:
             length = len(sequence.tokens)
             if length - sequence.num_computed > 1:
                 behind.append(sequence)
-            elif length + sequence.num_unseen >= sequence.max_tokens:
+            elif length + sequence.num_unseen >= sequence.max_tokens or (
+                sequence.num_unseen and sequence.needs_last_token
+            ):
                 continue
             elif sequence.yields:
                 yielding.append(sequence)

@@ -12,8 +12,8 @@ from headrace.types import FinishReason
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
-    from headrace.core.scheduler.fairness import Account
     from headrace.core.scheduler.drafts import Lookup
+    from headrace.core.scheduler.fairness import Account
     from headrace.types import Request, Seconds, SequenceId, StepId, TokenId, Tokens
 
 
@@ -85,9 +85,7 @@ class Sequence:
         """Tokens generated, by earlier attempts elsewhere too."""
         return len(self.tokens) - len(self.request.prompt) + self.request.num_prior
 
-    def take(
-        self, tokens: tuple[TokenId, ...]
-    ) -> tuple[tuple[TokenId, ...], FinishReason | None]:
+    def take(self, tokens: tuple[TokenId, ...]) -> tuple[tuple[TokenId, ...], FinishReason | None]:
         """Append drawn tokens, up to one that ends the output; return them, and why it ends."""
         request = self.request
         for index, token in enumerate(tokens):
