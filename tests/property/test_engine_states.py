@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.events import Submit
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
 from headrace.errors import ContextLengthExceeded, DeadlineInfeasible
 from headrace.machine import Tick
 from headrace.testing.engines import GREEDY, Stream, simulated_engine, simulated_spec, undisturbed
-from headrace.types import FinishReason, PriorityClass, Request, RequestId
+from headrace.types import FinishReason, PriorityClass, Request, RequestId, SamplingParams
 
 VOCABULARY = 50
 PREFIXES = [[p] * 3 + list(range(p, p + 30)) for p in (3, 4)]
@@ -38,6 +39,9 @@ class EngineStates(RuleBasedStateMachine):
         order=st.sampled_from(Order),
         preemption=st.sampled_from(Preemption),
         itl=st.sampled_from([None, 0.001, 0.02]),
+        speculation=st.sampled_from(Speculation),
+        max_drafts=st.sampled_from([1, 4, 16]),
+        repeats=st.booleans(),
     )
     def build(
         self,
@@ -50,7 +54,11 @@ class EngineStates(RuleBasedStateMachine):
         order: Order,
         preemption: Preemption,
         itl: float | None,
+        speculation: Speculation,
+        max_drafts: int,
+        repeats: bool,
     ):
+        self.repeats = repeats
         self.spec = simulated_spec(
             num_blocks=num_blocks, block_size=block_size, max_model_len=60, vocab_size=VOCABULARY
         )
@@ -64,8 +72,10 @@ class EngineStates(RuleBasedStateMachine):
             preemption=preemption,
             itl=itl,
             batch_itl=itl,
+            speculation=speculation,
+            max_drafts=max_drafts,
         )
-        self.engine = simulated_engine(self.spec, config)
+        self.engine = simulated_engine(self.spec, config, repeats=repeats)
         self.requests: dict[RequestId, Request] = {}
         self.alone: dict[RequestId, Stream] = {}
         self.aborted: set[RequestId] = set()
@@ -82,6 +92,7 @@ class EngineStates(RuleBasedStateMachine):
         patience=st.none() | st.floats(0.0, 3.0),
         priority=st.sampled_from(PriorityClass),
         tenant=st.sampled_from(["a", "b"]),
+        sampling=st.sampled_from([GREEDY, SamplingParams(seed=3, logprobs=2)]),
     )
     def submit(
         self,
@@ -95,6 +106,7 @@ class EngineStates(RuleBasedStateMachine):
         patience: float | None,
         priority: PriorityClass,
         tenant: str,
+        sampling: SamplingParams,
     ):
         prompt = (*PREFIXES[prefix][:num_shared], *tail) or (1,)
         request = Request(
@@ -103,14 +115,14 @@ class EngineStates(RuleBasedStateMachine):
             max_tokens=max_tokens,
             min_tokens=min_tokens,
             stop_token_ids=tuple(stop),
-            sampling=GREEDY,
+            sampling=sampling,
             num_prior=min(num_prior, len(prompt) - 1),
             deadline=None if patience is None else self.engine.now + patience,
             priority=priority,
             tenant=tenant,
         )
         self.requests[request.id] = request
-        self.alone[request.id] = undisturbed(request, self.spec)
+        self.alone[request.id] = undisturbed(request, self.spec, repeats=self.repeats)
         self.engine.submit(request)
         if request.id not in self.engine.finishes.keys() | self.engine.rejects.keys():
             self.engine.feed(Submit(request))  # M6: a message may come twice
@@ -196,6 +208,7 @@ class EngineStates(RuleBasedStateMachine):
         assert (report.running, report.waiting, report.waiting_tokens) == (0, 0, 0)
         assert report.kv_blocks_free == report.kv_blocks_total
         assert report.output_tokens_total == emitted
+        assert 0 <= report.accepted_drafts_total <= report.draft_tokens_total
         assert report.step == len(self.engine.plans)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
 from headrace.monitoring.logging import LogFormat, LogLevel
@@ -136,12 +137,8 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         bool, Meta(description="copy cached blocks that begin like the one needed")
     ] = True
     speculation: Annotated[
-        str,
-        Meta(
-            pattern="^(off|lookup)$",
-            description="guess tokens from the text so far: off, lookup (where it pays)",
-        ),
-    ] = "lookup"
+        Speculation, Meta(description="guess tokens: off, or lookup in the text so far")
+    ] = Speculation.LOOKUP
     max_drafts: Annotated[
         int, Meta(ge=1, le=64, description="tokens guessed at once for a sequence at most")
     ] = 16

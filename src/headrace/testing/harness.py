@@ -141,6 +141,8 @@ class EngineHarness:
     def _receive(self, output: Output) -> None:
         if output.request_id in self.finishes:
             raise InvariantBroken(f"{output} after the end of {output.request_id}")
+        if output.logprobs and tuple(e.token for e in output.logprobs) != output.tokens:
+            raise InvariantBroken(f"{output} has log-probabilities of other tokens")
         self.outputs.setdefault(output.request_id, []).append(output)
         self.tokens.setdefault(output.request_id, []).extend(output.tokens)
         if output.finish is not None:

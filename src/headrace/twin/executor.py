@@ -58,7 +58,7 @@ def _num_equal(tokens: Iterable[TokenId], drafts: Iterable[TokenId]) -> int:
 
 
 def work_of(rows: Iterable[Row]) -> StepWork:
-    """Return what a step's rows compute. A row of one token is a decode, one with drafts a chunk."""
+    """Return what rows compute. A row of one token is a decode, one with drafts a chunk."""
     tokens = sequences = pairs = prefill_context = decode_context = samples = 0
     for _, start, known, _, draws, num_drafts in rows:
         sequences += 1

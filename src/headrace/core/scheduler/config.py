@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
 from headrace.errors import ConfigError
@@ -32,8 +33,10 @@ class SchedulerConfig:
     """Between two load reports while there is work, 0.001..3600 s."""
     share_partial: bool = True
     """Copy a cached block that begins like the one needed (saves tokens, costs a copy)."""
-    max_drafts: Tokens = 0
-    """Tokens guessed for a sequence in one step at most, where it pays; 0: none. 0..64."""
+    speculation: Speculation = Speculation.OFF
+    """Guess tokens and compute them on trial, where that pays: see drafts.py."""
+    max_drafts: Tokens = 16
+    """Tokens guessed for a sequence in one step at most. 1..64."""
     share_waiting: bool = True
     """A newcomer waits while another sequence computes a prefix that it needs too."""
     itl: Seconds | None = None
@@ -57,7 +60,7 @@ class SchedulerConfig:
             ("max_num_waiting", self.max_num_waiting, 1, 1 << 20),
             ("max_steps_in_flight", self.max_steps_in_flight, 1, 2),
             ("max_passes", self.max_passes, 0, 1 << 20),
-            ("max_drafts", self.max_drafts, 0, 64),
+            ("max_drafts", self.max_drafts, 1, 64),
             ("report_period", self.report_period, 0.001, 3600),
             ("itl", self.itl, 0.001, 3600),
             ("batch_itl", self.batch_itl, 0.001, 3600),

@@ -9,13 +9,14 @@ Whether a draft pays is a matter of chances and costs. The chance that a match o
 goes on for one more is counted in each sequence, for short and long matches apart; a new sequence
 starts from what was counted in all. Guesses are counted whether or not they were sent, so a
 sequence that is not worth drafts costs no time of the device to find that out. The cost is the
-step-time model's: with ``tokens`` expected of a step of ``seconds``, one more draft of chance p that
-adds d seconds pays if p / d > tokens / seconds. With many sequences in a step hardly any does.
+step-time model's: with ``tokens`` expected of a step of ``seconds``, one more draft of chance p
+that adds d seconds pays if p / d > tokens / seconds. With many sequences hardly any does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol, assert_never
 
 from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.suffixes import Match, SuffixIndex
@@ -48,6 +49,13 @@ ordinary texts and copies, at temperatures 0 to 1."""
 
 PRIOR_WEIGHT = 3.0  # guesses that a prior counts as
 POOL_KEEPS = 0.99  # weight of all older guesses of all sequences at each new one
+
+
+class Speculation(StrEnum):
+    """Where drafts come from."""
+
+    OFF = "off"  # there are none
+    LOOKUP = "lookup"  # the sequence's own text
 
 
 class Drafter(Protocol):
@@ -147,7 +155,7 @@ class Lookup:
         return True
 
     def guess(self, match: Match, count: Tokens) -> tuple[TokenId, ...]:
-        """Return ``count`` tokens that followed ``match``; they, or at least one, will be judged."""
+        """Return ``count`` tokens that followed ``match``. They, or at least one, are judged."""
         tokens = self.index.continuation(match, max(count, 1))
         self._guess = Guess(len(self._tokens), match.length, tokens)
         return tokens[:count]
@@ -264,9 +272,18 @@ class Stakes:
 
 
 def build_drafter(
-    kv: KVCache, counters: Counters, step_times: StepTimes, *, max_drafts: int
+    speculation: Speculation,
+    kv: KVCache,
+    counters: Counters,
+    step_times: StepTimes,
+    *,
+    max_drafts: int,
 ) -> Drafter:
-    """Return the drafter that adds at most so many drafts to a row."""
-    if not max_drafts:
-        return NoDrafts()
-    return LookupDrafter(kv, counters, step_times, max_drafts=max_drafts)
+    """Return the drafter of a kind. It adds at most ``max_drafts`` to a row."""
+    match speculation:
+        case Speculation.OFF:
+            return NoDrafts()
+        case Speculation.LOOKUP:
+            return LookupDrafter(kv, counters, step_times, max_drafts=max_drafts)
+        case _:
+            assert_never(speculation)

@@ -35,6 +35,7 @@ from headrace.core.scheduler.forecast import Forecast
 from headrace.core.scheduler.intake import Intake
 from headrace.core.scheduler.pacing import Pace
 from headrace.core.scheduler.preemption import Victims
+from headrace.core.scheduler.rows import Rows
 from headrace.core.scheduler.scheduler import Scheduler
 from headrace.core.scheduler.sequence import Sequence, Status
 from headrace.errors import InvariantBroken
@@ -287,14 +288,14 @@ def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
     )
     model = StepModel(calibration=spec.calibration)
     ledger = Ledger(capacity=spec.num_blocks * spec.block_size, fair=config.fair)
+    drafter = build_drafter(config.speculation, kv, counters, model, max_drafts=config.max_drafts)
     scheduler = Scheduler(
         kv,
         counters,
         config=config,
-        pace=Pace(model, itl=config.itl, batch_itl=config.batch_itl),
+        rows=Rows(kv, Pace(model, itl=config.itl, batch_itl=config.batch_itl), drafter),
         ledger=ledger,
         victims=Victims(kv, model, config.preemption),
-        drafter=build_drafter(kv, counters, model, max_drafts=config.max_drafts),
     )
     door = Door(
         intake=Intake(spec),

@@ -21,7 +21,7 @@ class Rows:
 
     def __init__(self, kv: KVCache, pace: Pace, drafter: Drafter) -> None:
         self._kv = kv
-        self._pace = pace
+        self.pace = pace
         self._drafter = drafter
 
     def decode(self, step: Step, sequence: Sequence) -> None:
@@ -46,7 +46,7 @@ class Rows:
         needs_block = start == len(table.blocks) * self._kv.block_size
         if needs_block and not self._kv.num_free:  # chunks took it meanwhile
             return
-        if self._pace.may_decode(step, start):
+        if self.pace.may_decode(step, start):
             self.decode(step, sequence)
 
     def chunk(self, step: Step, sequence: Sequence) -> None:
@@ -60,7 +60,7 @@ class Rows:
                 step.copies.append((hit.source, hit.target))
                 sequence.num_computed += hit.num_tokens
         start = sequence.num_computed
-        end = self._chunk_end(sequence, self._pace.chunk(step, start))
+        end = self._chunk_end(sequence, self.pace.chunk(step, start))
         if end == start or not kv.grow(table, end):
             return
         samples = end == len(sequence.tokens)
@@ -68,8 +68,8 @@ class Rows:
         step.rows.append(Row(sequence.id, start, tokens, table.blocks, samples))
         step.sequences.append(sequence)
         step.num_again += max(0, min(end, sequence.num_known) - start)
-        self._pace.add_chunk(step, start, end - start)
-        sequence.account.charge(self._pace.model.recompute_seconds(end - start, start))
+        self.pace.add_chunk(step, start, end - start)
+        sequence.account.charge(self.pace.model.recompute_seconds(end - start, start))
         if sequence.beginning is not None:
             sequence.beginning.chunks += 1
         sequence.num_computed = end

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 from headrace.core.scheduler.order import BATCH_RANK, NUM_RANKS
 from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.queue import WaitingQueue
-from headrace.core.scheduler.rows import Rows
 from headrace.core.scheduler.running import Running
 from headrace.core.scheduler.sequence import Status
 from headrace.core.scheduler.step import Step
@@ -38,11 +37,10 @@ if TYPE_CHECKING:
     from headrace.core.kvcache.cache import KVCache
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.counters import Counters
-    from headrace.core.scheduler.drafts import Drafter
     from headrace.core.scheduler.fairness import Ledger
-    from headrace.core.scheduler.pacing import Pace
     from headrace.core.scheduler.plan import StepPlan
     from headrace.core.scheduler.preemption import Victims
+    from headrace.core.scheduler.rows import Rows
     from headrace.core.scheduler.sequence import Sequence
     from headrace.types import Seconds
 
@@ -62,17 +60,16 @@ class Scheduler:
         counters: Counters,
         *,
         config: SchedulerConfig,
-        pace: Pace,
+        rows: Rows,
         ledger: Ledger,
         victims: Victims,
-        drafter: Drafter,
     ) -> None:
         self.kv = kv
         self.waiting = WaitingQueue()
         self.running = Running(kv)
         self.in_flight: deque[Step] = deque()
-        self.pace = pace
-        self._rows = Rows(kv, pace, drafter)
+        self.pace = rows.pace
+        self._rows = rows
         self._counters = counters
         self._config = config
         self._ledger = ledger
@@ -174,18 +171,15 @@ class Scheduler:
         Return those that lack more, in the order in which they should start; those that would
         decode but give way to others; and the tightest inter-token target of those planned. One
         whose last token is on its way is left out: a step beyond max_tokens would be for nothing.
-        So is one that may get drafts behind a token that is on its way.
         """
         behind: list[Sequence] = []
         yielding: list[Sequence] = []
         target, context = UNLIMITED, 0
         for sequence in self.running:
-            length = len(sequence.tokens)
+            length, unseen = len(sequence.tokens), sequence.num_unseen
             if length - sequence.num_computed > 1:
                 behind.append(sequence)
-            elif length + sequence.num_unseen >= sequence.max_tokens or (
-                sequence.num_unseen and sequence.needs_last_token
-            ):
+            elif length + unseen >= sequence.max_tokens or (unseen and sequence.needs_last_token):
                 continue
             elif sequence.yields:
                 yielding.append(sequence)
