@@ -86,3 +86,16 @@ def test_held_back_text_is_shown_when_the_generation_ends() -> None:
 def test_a_stop_string_wins_over_the_length_limit() -> None:
     delta = push(new_choice("lo"), 0, 1, finish=FinishReason.LENGTH)
     assert (delta.text, delta.finish) == ("Hel", FinishReason.STOP)
+
+
+def test_tokens_that_come_together_are_cut_as_if_they_came_one_by_one() -> None:
+    together, one_by_one = new_choice(" STOP"), new_choice(" STOP")
+    delta = push(together, 0, 1, 2, 3, 4, 4)  # two more than the stop string needed
+    singles = [push(one_by_one, token) for token in (0, 1, 2, 3)]
+    assert delta.text == "".join(single.text for single in singles) == "Hello"
+    assert told(delta) == [entry for single in singles for entry in told(single)]
+    assert delta.finish is singles[-1].finish is FinishReason.STOP
+    assert together.num_tokens == one_by_one.num_tokens == 4
+    ended = new_choice()
+    assert push(ended, 0, 1, END, finish=FinishReason.STOP).text == "Hello"
+    assert ended.num_tokens == 3
