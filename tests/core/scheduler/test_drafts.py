@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
@@ -18,7 +20,6 @@ from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.suffixes import SuffixIndex
 from headrace.errors import ConfigError
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
-from headrace.testing.harness import EngineHarness
 from headrace.types import (
     Constraint,
     ConstraintKind,
@@ -27,6 +28,9 @@ from headrace.types import (
     RequestId,
     SamplingParams,
 )
+
+if TYPE_CHECKING:
+    from headrace.testing.harness import EngineHarness
 
 SPEC = simulated_spec(num_blocks=512, max_model_len=1024, vocab_size=50)
 SEEDED = SamplingParams(seed=7, logprobs=1)
