@@ -35,6 +35,7 @@ ONLY_IN = {
     "openvino": ("executor/openvino/",),
     "torch": ("executor/torch/",),
     "ray": ("cluster/ray.py",),
+    "llguidance": ("model/grammar.py",),
     "gguf": ("model/", "executor/", "testing/"),
 }
 ENVIRONMENT_ONLY_IN = ("config.py",)

@@ -32,6 +32,7 @@
     |   +-- DownloadFailed           1
     |   +-- MissingExtra             1
     |   +-- Unreachable              3
+    +-- BadGrammar                 a constraint that no output can be held to; its request ends
     +-- ExecutorFault              the device failed; the engine restarts
     +-- ProtocolError              a peer process broke the wire protocol; the connection ends
     +-- InvariantBroken            a bug of ours; the machine is dead (M5)
@@ -253,6 +254,10 @@ class Unreachable(StartError):
     """A server that a client command needs does not answer."""
 
     exit_code = 3
+
+
+class BadGrammar(HeadraceError):
+    """A constraint is no grammar, or costs more than is allowed. The message is for the client."""
 
 
 class ExecutorFault(HeadraceError):

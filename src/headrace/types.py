@@ -82,7 +82,7 @@ class ConstraintKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"  # any JSON object; no text
     REGEX = "regex"
-    GRAMMAR = "grammar"  # Lark, as llguidance reads it
+    GRAMMAR = "grammar"  # Lark as llguidance reads it, or GBNF
 
 
 class Constraint(NamedTuple):

@@ -39,6 +39,17 @@ def complete(server: ServerProcess, prompt: str = "a", **fields: object) -> tupl
     return response.status, answer
 
 
+def chat(server: ServerProcess, messages: list[Json], **fields: object) -> tuple[int, Json]:
+    """POST a chat that is not streamed."""
+    connection = connect(server)
+    body = json.dumps({"messages": messages, **fields})
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer
+
+
 def send(connection: http.client.HTTPConnection, body: Json) -> None:
     connection.request(
         "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 import pytest
-from http_client import complete, get, metric, stream
+from http_client import chat, complete, get, metric, stream
 
 from headrace.testing.server_process import running_server, wait_until
 
@@ -87,21 +88,110 @@ def test_a_file_with_a_model_that_needs_more_memory_than_there_is_is_refused(
         pass
 
 
-@pytest.mark.model
-@pytest.mark.timeout(600)
-def test_the_default_model_answers_a_question(environment: Mapping[str, str]):
+@pytest.fixture(scope="module")
+def default_model(environment: Mapping[str, str]) -> Iterator[ServerProcess]:
     own_cache = {
         name: value
         for name, value in environment.items()
         if name not in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     } | {name: os.environ[name] for name in ("HOME", "XDG_CACHE_HOME") if name in os.environ}
     with running_server(environment=own_cache) as server:
-        status, answer = complete(
-            server,
-            "The capital of France is",
-            model="smollm2-135m-instruct",
-            max_tokens=5,
-            temperature=0,
-        )
+        yield server
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("default model")
+@pytest.mark.timeout(600)
+def test_the_default_model_answers_a_question(default_model: ServerProcess):
+    status, answer = complete(
+        default_model,
+        "The capital of France is",
+        model="smollm2-135m-instruct",
+        max_tokens=5,
+        temperature=0,
+    )
+    assert status == 200
+    assert "Paris" in answer["choices"][0]["text"]
+
+
+ASKED = [{"role": "user", "content": "Describe Ann, who is 31 and lives in Rome, as JSON."}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "city": {"enum": ["Rome", "Paris"]},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "register", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "give_up"}},
+]
+NAMED = {"type": "function", "function": {"name": "register"}}
+
+
+def check(text: str) -> None:
+    """Assert that a text matches SCHEMA."""
+    value = json.loads(text)
+    assert value.keys() == {"name", "age", "city"}
+    assert isinstance(value["name"], str)
+    assert 0 <= value["age"] <= 150
+    assert value["city"] in ("Rome", "Paris")
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("default model")
+@pytest.mark.timeout(600)
+def test_the_default_model_is_forced_into_valid_json_at_any_temperature(
+    default_model: ServerProcess,
+):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+    ended = 0
+    for temperature in (0, 0.7, 1.3, 2):
+        status, answer = chat(
+            default_model, ASKED, response_format=form, temperature=temperature, seed=3, n=4,
+            max_tokens=80,
+        )  # fmt: skip
         assert status == 200
-        assert "Paris" in answer["choices"][0]["text"]
+        for choice in answer["choices"]:
+            if choice["finish_reason"] == "stop":
+                ended += 1
+                check(choice["message"]["content"])
+            else:
+                assert choice["message"]["content"].startswith('{"name": "')
+    assert ended >= 12
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("default model")
+@pytest.mark.timeout(600)
+def test_the_default_model_calls_the_tool_that_it_must(default_model: ServerProcess):
+    for choice in (NAMED, "required"):
+        for temperature in (0, 1):
+            _, answer = chat(
+                default_model, ASKED, tools=TOOLS, tool_choice=choice, temperature=temperature,
+                seed=1, max_tokens=100,
+            )  # fmt: skip
+            (told,) = answer["choices"]
+            assert told["finish_reason"] == "tool_calls"
+            (call,) = told["message"]["tool_calls"]
+            if call["function"]["name"] == "register":
+                check(call["function"]["arguments"])
+            else:
+                assert choice == "required"
+                assert call["function"] == {"name": "give_up", "arguments": "{}"}
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("default model")
+@pytest.mark.timeout(600)
+def test_a_hostile_grammar_is_refused_while_the_default_model_goes_on(
+    default_model: ServerProcess,
+):
+    with stream(default_model, "The rain", max_tokens=40, temperature=0) as events:
+        next(events)
+        status, answer = complete(default_model, guided_regex="a{1000}{1000}")
+        assert (status, answer["error"]["param"]) == (400, "guided_regex")
+        assert list(events)[-1] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,16 @@ def test_a_stream_and_an_answer_in_one_piece_have_the_same_text(server: ServerPr
     assert status == 200
     assert answer["choices"][0]["text"] == text
     assert answer["usage"]["completion_tokens"] == 40
+
+
+def test_an_answer_can_be_held_to_a_grammar(server: ServerProcess):
+    for seed in range(3):
+        status, answer = complete(server, guided_regex="(yes|no){3}", max_tokens=20, seed=seed)
+        assert status == 200
+        assert len(re.findall("yes|no", answer["choices"][0]["text"])) == 3
+        assert answer["choices"][0]["finish_reason"] == "stop"
+    status, answer = complete(server, guided_regex="(yes|no", max_tokens=20)
+    assert (status, answer["error"]["param"]) == (400, "guided_regex")
 
 
 def test_a_second_request_finds_the_prefix_of_the_first(server: ServerProcess):

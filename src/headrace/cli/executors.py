@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from headrace.executor.base import Executor
+    from headrace.executor.constraints import Constraints
     from headrace.server.settings import EngineSettings, ModelFile
 
 FORMS: Mapping[str, tuple[str, ...]] = {
@@ -56,7 +58,22 @@ def _simulated(model: ModelFile, settings: EngineSettings) -> Executor:
         block_bytes=0,
     )
     never = threading.Event()  # a wait that cannot be shortened: one step at most
-    return PacedExecutor(SimulatedExecutor(spec), speed=settings.simulated_speed, wait=never.wait)
+    executor = SimulatedExecutor(spec, constraints=_constraints(model, settings))
+    return PacedExecutor(executor, speed=settings.simulated_speed, wait=never.wait)
+
+
+def _constraints(model: ModelFile, settings: EngineSettings) -> Constraints:
+    """Return what holds sequences to grammars. It takes its memory with the first of them."""
+    from headrace.executor.constraints import Constraints
+    from headrace.model.gguf import read_gguf
+    from headrace.model.grammar import GrammarCompiler
+    from headrace.model.tokenizer import build_tokenizer
+
+    compiler = GrammarCompiler(lambda: build_tokenizer(read_gguf(Path(model.path)).metadata))
+    if not settings.grammar_threads:
+        return Constraints(compiler)
+    pool = ThreadPoolExecutor(settings.grammar_threads, thread_name_prefix="grammar")
+    return Constraints(compiler, pool)
 
 
 def _context(settings: EngineSettings, longest: int) -> int:
@@ -71,6 +88,7 @@ def _openvino(
         from headrace.executor.openvino.cpu import Precision
         from headrace.executor.openvino.options import KvPrecision, OpenVinoOptions
         from headrace.executor.openvino.weights import WeightForm
+        from headrace.executor.sampler import Sampler
     except ImportError as error:
         raise MissingExtra(
             f"{error.name} is not installed: pip install 'headrace[engine]'"
@@ -85,6 +103,7 @@ def _openvino(
         num_threads=settings.threads or None,
     )
     try:
-        return build_openvino_executor(Path(model.path), cache_dir, options)
+        sampler = Sampler(_constraints(model, settings))
+        return build_openvino_executor(Path(model.path), cache_dir, options, sampler=sampler)
     except ExecutorFault as fault:
         raise StartError(f"{model.path}: {fault}") from fault

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from headrace.errors import BadGrammar
 from headrace.executor import sampling
+from headrace.executor.constraints import UNCONSTRAINED, Constraints
 from headrace.executor.philox import uniforms
 from headrace.executor.sampling import Penalised, SamplingFailed
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.core.scheduler.plan import SequenceStart, StepPlan
+    from headrace.executor.constraints import ConstraintState
     from headrace.executor.sampling import F32
     from headrace.types import SamplingParams, SequenceId, TokenId, TokenLogprobs, Tokens
 
@@ -66,15 +69,28 @@ class Drawn:
 class Sampler:
     """Draws tokens. Sequences are known from their start to their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, constraints: Constraints | None = None) -> None:
         self._voices: dict[SequenceId, _Voice] = {}
+        self._constraints = constraints or Constraints()
+        self._constrained: dict[SequenceId, ConstraintState] = {}
 
     def begin_step(self, plan: StepPlan) -> None:
-        """Forget the sequences that ended, and meet those that start."""
+        """Forget the sequences that ended, and meet those that start.
+
+        Masks of those that will draw under a constraint are begun.
+        """
         for sequence in plan.ends:
             self._voices.pop(sequence, None)
+            self._constrained.pop(sequence, None)
         for start in plan.starts:
-            self._voices[start.sequence] = _Voice(start)
+            state = self._constraints.begin(start)
+            self._voices[start.sequence] = _Voice(start, state)
+            if state is not UNCONSTRAINED:
+                self._constrained[start.sequence] = state
+        if self._constrained:
+            for row in plan.rows:
+                if row.samples and row.sequence in self._constrained:
+                    self._constrained[row.sequence].prepare()
 
     def last_token(self, sequence: SequenceId) -> TokenId:
         """Return what the sequence drew last. Token 0 if that draw failed: nobody will see it."""
@@ -142,7 +158,7 @@ class Sampler:
         """Draw a token; note its log-probabilities, or why there is none."""
         try:
             token, logprobs = self._voices[sequence].draw(logits_V, number)
-        except SamplingFailed as error:
+        except (SamplingFailed, BadGrammar) as error:
             drawn.note_failure(index, str(error))
         except Exception:
             _log.exception("sampling of sequence %d failed", sequence)
@@ -179,13 +195,16 @@ def _confirmed(drafts: tuple[TokenId, ...], tokens: Sequence[TokenId]) -> tuple[
 class _Voice:
     """One sequence: its settings, and of its tokens what they make necessary to remember."""
 
-    def __init__(self, start: SequenceStart) -> None:
+    def __init__(self, start: SequenceStart, constraint: ConstraintState) -> None:
         self.params: SamplingParams = start.sampling
+        self._constraint = constraint
         self.last_token: TokenId | None = start.output[-1] if start.output else None
         self._missing = start.min_tokens - len(start.output)  # before it may stop
         self._stop_tokens = start.stop_token_ids
         self._history = _History(start) if sampling.has_penalties(start.sampling) else None
-        self._plain = self._history is None and not start.sampling.logit_bias
+        self._plain = (
+            self._history is None and not start.sampling.logit_bias and constraint is UNCONSTRAINED
+        )
 
     def takes_the_best(self) -> bool:
         """Tell whether the next token is the argmax of the untouched logits."""
@@ -194,13 +213,20 @@ class _Voice:
         return untouched and params.logprobs is None and sampling.is_greedy(params)
 
     def draw(self, logits_V: F32, uniform: float) -> tuple[TokenId, TokenLogprobs | None]:
-        """Draw the next token from the model's logits, which are left as they are."""
+        """Draw the next token from the model's logits, which are left as they are.
+
+        Where a grammar admits nothing more, ``min_tokens`` gives way.
+        """
         self.last_token = None
+        mask = self._constraint.mask()
         adjusted_V = logits_V.copy()
+        if mask is not None:
+            mask.apply(adjusted_V)
+        must_go_on = self._missing > 0 and not (mask is not None and mask.is_complete)
         sampling.adjust(
             adjusted_V,
             self.params,
-            forbidden=self._stop_tokens if self._missing > 0 else (),
+            forbidden=self._stop_tokens if must_go_on else (),
             penalised=self._history.penalised() if self._history else None,
         )
         token = sampling.draw(adjusted_V, self.params, uniform)
@@ -213,6 +239,7 @@ class _Voice:
         """Append a token that was drawn."""
         self.last_token = token
         self._missing -= 1
+        self._constraint.accept(token)
         if self._history is not None:
             self._history.append(token)
 

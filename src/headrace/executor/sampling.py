@@ -3,7 +3,8 @@
 The logits of a row, float32 [V], pass these stages in this order, which is vLLM's (its v1
 sampler: processors that can change the argmax, penalties, temperature, min_p, top_k, top_p):
 
-1. ``min_tokens``: stop tokens get -inf while too little was generated;
+1. ``min_tokens``: stop tokens get -inf while too little was generated, and under a constraint all
+   tokens that it does not admit (see constraints.py);
 2. ``logit_bias``: added;
 3. repetition penalty: over prompt and output tokens, a positive logit is divided by it and a
    negative one multiplied (Keskar et al. 2019);

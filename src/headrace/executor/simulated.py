@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace.core.scheduler.plan import StepResult
-from headrace.errors import InvariantBroken
+from headrace.errors import BadGrammar, InvariantBroken
+from headrace.executor.constraints import Constraints
 from headrace.types import TokenLogprobs
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from headrace.core.scheduler.plan import Row, SequenceStart, StepPlan
     from headrace.executor.base import ExecutorSpec
+    from headrace.executor.constraints import ConstraintState, Mask
     from headrace.types import BlockId, Seconds, SequenceId, TokenId, Tokens
 
 SLOT_BYTES = 8
@@ -80,9 +82,11 @@ class SimulatedExecutor:
         *,
         check_kv: bool = False,
         repeats: bool = False,
+        constraints: Constraints | None = None,
     ) -> None:
         self._spec = spec
         self._repeats = repeats
+        self._constraints = constraints or Constraints()
         self._step_time = step_time or StepTime()
         self._texts: dict[SequenceId, _Text] = {}
         self._blocks = _CheckedBlocks(spec) if check_kv else None
@@ -102,20 +106,30 @@ class SimulatedExecutor:
         for sequence in plan.ends:
             self._texts.pop(sequence, None)
         for start in plan.starts:
-            text = _Text(start, self._spec.vocab_size, repeats=self._repeats)
+            text = _Text(
+                start,
+                self._spec.vocab_size,
+                self._constraints.begin(start),
+                repeats=self._repeats,
+            )
             self._texts[start.sequence] = text
         if self._blocks is not None:
             self._blocks.run(plan, self._texts)
         tokens: list[TokenId | None] = []
         more: list[tuple[int, tuple[TokenId, ...]]] = []
         logprobs: list[tuple[int, TokenLogprobs]] = []
+        failures: list[tuple[int, str]] = []
         for index, row in enumerate(plan.rows):
+            tokens.append(None)
             if not row.samples:
-                tokens.append(None)
                 continue
             text = self._texts[row.sequence]
-            drawn = [text.draw()] if not row.num_drafts else text.draw_on(_drafts(row))
-            tokens.append(drawn[0].token)
+            try:
+                drawn = text.draw_on(_drafts(row))
+            except BadGrammar as error:
+                failures.append((index, str(error)))
+                continue
+            tokens[index] = drawn[0].token
             if len(drawn) > 1:
                 more.append((index, tuple(entry.token for entry in drawn[1:])))
             if text.num_logprobs is not None:
@@ -125,6 +139,7 @@ class SimulatedExecutor:
             seconds=self._step_time.of(plan.rows),
             more=tuple(more),
             logprobs=tuple(logprobs),
+            failures=tuple(failures),
         )
 
     def read_blocks(self, blocks: Sequence[BlockId]) -> npt.NDArray[np.uint8]:
@@ -146,7 +161,15 @@ class SimulatedExecutor:
 class _Text:
     """The tokens of one sequence, as a running digest (and in full, for the checks)."""
 
-    def __init__(self, start: SequenceStart, vocab_size: int, *, repeats: bool) -> None:
+    def __init__(
+        self,
+        start: SequenceStart,
+        vocab_size: int,
+        constraint: ConstraintState,
+        *,
+        repeats: bool,
+    ) -> None:
+        self._constraint = constraint
         self._repeats = repeats
         self.tokens = array("q", start.prompt)
         self.tokens.extend(start.output)
@@ -160,25 +183,35 @@ class _Text:
         self._key = 0 if greedy else zlib.crc32(b"%d/%d" % (sampling.seed, sampling.choice))
 
     def draw(self) -> TokenLogprobs:
-        """Draw the next token and append it."""
+        """Draw the next token and append it. Raises BadGrammar."""
         position = len(self.tokens)
         source = self.tokens[-1] if self._repeats else self._digest ^ (position << 44)
         mixed = _mix(source ^ (self._key << 20))
+        mask = self._constraint.mask()
         token = mixed % self._vocab_size
-        if position < self._must_not_stop_before:
+        if mask is not None:
+            token = _admitted(mask, mixed)
+        elif position < self._must_not_stop_before:
             while token in self._stop_tokens:
                 token = (token + 1) % self._vocab_size
+        self._constraint.accept(token)
         self.tokens.append(token)
         self._digest = zlib.crc32(self.tokens[-1:].tobytes(), self._digest)
         return self._logprobs(token)
 
     def draw_on(self, drafts: tuple[TokenId, ...]) -> list[TokenLogprobs]:
-        """Draw a token, and one more after each draft that was right."""
+        """Draw a token, and one more after each draft that was right. Raises BadGrammar.
+
+        A failure behind a draft that was right is left for the next step to meet again.
+        """
         drawn = [self.draw()]
         for draft in drafts:
             if drawn[-1].token != draft:
                 break
-            drawn.append(self.draw())
+            try:
+                drawn.append(self.draw())
+            except BadGrammar:
+                break
         return drawn
 
     def _logprobs(self, token: TokenId) -> TokenLogprobs:
@@ -193,6 +226,14 @@ class _Text:
 def _drafts(row: Row) -> tuple[TokenId, ...]:
     """Return the guesses at the end of a row."""
     return row.tokens[-row.num_drafts :] if row.tokens and row.num_drafts else ()
+
+
+def _admitted(mask: Mask, number: int) -> TokenId:
+    """Choose one of the tokens that a mask admits. Raises BadGrammar if it admits none."""
+    admitted = np.flatnonzero(~mask.forbidden_V)
+    if not admitted.size:
+        raise BadGrammar("no token can be drawn: all are forbidden")
+    return int(admitted[number % admitted.size])
 
 
 def _mix(value: int) -> int:

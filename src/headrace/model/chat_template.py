@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -72,15 +72,23 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: _strftime(unix_time(), form)
         try:
             self._template = environment.from_string(text)
+            names = meta.find_undeclared_variables(environment.parse(text))
         except (TemplateSyntaxError, RecursionError) as error:
             raise ModelFileError(
                 f"{source}: the chat template is not valid Jinja: {_one_line(error)}; use another "
                 f"model file"
             ) from None
+        self.knows_tools = "tools" in names  # how to show them, their calls and their answers
         self._bos_token = bos_token
         self._eos_token = eos_token
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] = (),
+        add_generation_prompt: bool = True,
+    ) -> str:
         """Return the prompt for these messages. Raises InvalidRequest where it cannot."""
         chunks = []
         room = MAX_RENDERED_CHARS
@@ -90,7 +98,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._bos_token,
                 eos_token=self._eos_token,
-                tools=None,
+                tools=tools or None,
                 documents=None,
             ):
                 room -= len(chunk)

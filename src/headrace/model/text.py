@@ -12,6 +12,7 @@ from headrace.model.chat_template import CHATML, ChatTemplate
 from headrace.model.gguf import read_gguf
 from headrace.model.spec import read_context_length
 from headrace.model.tokenizer import Tokenizer, build_tokenizer
+from headrace.model.tool_text import in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +35,15 @@ class TextModel:
     template: ChatTemplate | None
 
     def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message] = (),
+        add_generation_prompt: bool = True,
     ) -> list[TokenId]:
-        """Return the prompt tokens of a chat. No message can write a control token.
+        """Return the prompt tokens of a chat. No message or tool can write a control token.
+
+        A model whose template knows no tools is told of them in words (see tool_text.py).
 
         Raises InvalidRequest when the model has no template or it refuses the messages.
         """
@@ -44,15 +51,21 @@ class TextModel:
             raise InvalidRequest(
                 f"model {self.name} has no chat template: use /v1/completions", param="messages"
             )
-        shielded = [
-            {key: self._shield(value) for key, value in message.items()} for message in messages
-        ]
-        rendered = self.template.render(shielded, add_generation_prompt=add_generation_prompt)
+        if not self.template.knows_tools:
+            messages, tools = in_words(messages, tools), ()
+        rendered = self.template.render(
+            [self._shielded(message) for message in messages],
+            tools=[self._shielded(tool) for tool in tools],
+            add_generation_prompt=add_generation_prompt,
+        )
         return self.tokenizer.encode_rendered(rendered)
 
     def encode_prompt(self, text: str) -> list[TokenId]:
         """Return the tokens of a raw prompt, in which control tokens may be written by name."""
         return self.tokenizer.encode(text, parse_special=True, add_bos=True)
+
+    def _shielded(self, message: Message) -> Message:
+        return {key: self._shield(value) for key, value in message.items()}
 
     def _shield(self, value: Json) -> Json:
         match value:

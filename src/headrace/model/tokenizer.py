@@ -46,9 +46,12 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._encoder = encoder
         self._drops_space = drops_space
-        hidden = frozenset(vocabulary.control_ids.values())
+        self.hidden_ids = frozenset(vocabulary.control_ids.values())  # control tokens: no text
         self._visible = tuple(
-            [b"" if token in hidden else piece for token, piece in enumerate(vocabulary.pieces)]
+            [
+                b"" if token in self.hidden_ids else piece
+                for token, piece in enumerate(vocabulary.pieces)
+            ]
         )
         self._control = ControlTokens(vocabulary.control_ids)
 

@@ -114,6 +114,17 @@ TARGETS_MISSED = _counter(
     "class",
     "target",
 )
+CONSTRAINED = _counter(
+    "constrained_requests_total",
+    "Requests for structured output by kind, and whether their grammar was taken or refused.",
+    "kind",
+    "verdict",
+)
+GRAMMAR_SECONDS = _histogram(
+    "grammar_seconds",
+    "To compile and try a grammar that was not remembered, the wait for a thread included.",
+    (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
 
 # Gateway: its replicas and the Router's decisions
 
@@ -256,6 +267,8 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     WITH_TARGETS,
     WITHIN_TARGETS,
     TARGETS_MISSED,
+    CONSTRAINED,
+    GRAMMAR_SECONDS,
     KEYS_REFUSED,
     REPLICA_READY,
     REPLICA_LOSSES,

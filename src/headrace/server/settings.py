@@ -142,6 +142,10 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_drafts: Annotated[
         int, Meta(ge=1, le=64, description="tokens guessed at once for a sequence at most")
     ] = 16
+    grammar_threads: Annotated[
+        int,
+        Meta(ge=0, le=16, description="threads for masks of structured output; 0: in the step"),
+    ] = 1
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25

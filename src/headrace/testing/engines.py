@@ -17,6 +17,7 @@ from headrace.testing.harness import EngineHarness
 from headrace.types import BlockId, FinishReason, SamplingParams, SequenceId, StepId
 
 if TYPE_CHECKING:
+    from headrace.executor.constraints import Constraints
     from headrace.types import Request, TokenId, Tokens
 
 GREEDY = SamplingParams(temperature=0)
@@ -43,13 +44,15 @@ def simulated_spec(
 def simulated_engine(
     spec: ExecutorSpec | None = None,
     config: SchedulerConfig | None = None,
+    constraints: Constraints | None = None,
     *,
     repeats: bool = False,
 ) -> EngineHarness:
     """Return a harness round a fresh engine, whose texts go in circles if it ``repeats``."""
     spec = spec or simulated_spec()
     core = build_engine_core(spec, config or SchedulerConfig())
-    return EngineHarness(core, SimulatedExecutor(spec, check_kv=True, repeats=repeats))
+    executor = SimulatedExecutor(spec, check_kv=True, repeats=repeats, constraints=constraints)
+    return EngineHarness(core, executor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,15 @@ class Stream:
     finish: FinishReason
 
 
-def undisturbed(request: Request, spec: ExecutorSpec, *, repeats: bool = False) -> Stream:
+def undisturbed(
+    request: Request,
+    spec: ExecutorSpec,
+    constraints: Constraints | None = None,
+    *,
+    repeats: bool = False,
+) -> Stream:
     """Return a request's stream, token by token, without any engine: the oracle."""
-    executor = SimulatedExecutor(spec, repeats=repeats)
+    executor = SimulatedExecutor(spec, repeats=repeats, constraints=constraints)
     num_prompt = len(request.prompt) - request.num_prior
     start = SequenceStart(
         sequence=SequenceId(0),
@@ -71,6 +80,7 @@ def undisturbed(request: Request, spec: ExecutorSpec, *, repeats: bool = False) 
         output=request.prompt[num_prompt:],
         min_tokens=request.min_tokens,
         stop_token_ids=request.stop_token_ids,
+        constraint=request.constraint,
     )
     room = min(spec.max_model_len, spec.num_blocks * spec.block_size) - len(request.prompt)
     tokens: list[TokenId] = []
@@ -82,6 +92,7 @@ def undisturbed(request: Request, spec: ExecutorSpec, *, repeats: bool = False) 
         assert token is not None
         tokens.append(token)
         num_generated = request.num_prior + index  # before this token
-        if token in request.stop_token_ids and num_generated >= request.min_tokens:
+        may_stop = num_generated >= request.min_tokens or request.constraint is not None
+        if token in request.stop_token_ids and may_stop:
             return Stream(tuple(tokens), FinishReason.STOP)
     return Stream(tuple(tokens), FinishReason.LENGTH)

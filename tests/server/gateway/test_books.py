@@ -125,6 +125,10 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
         hasty = HI | {"ttft_ms": 0.001}
         refused = await served.request("POST", CHAT, hasty, authorization="Bearer key")
         assert refused.error["code"] == "deadline_infeasible"
+        wrong = await served.request(
+            "POST", CHAT, HI | {"guided_regex": "("}, authorization="Bearer key"
+        )
+        assert wrong.status == 400
         await retry(served, other)
         for replica in (served.replica, other):
             replica.connect()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from headrace.types import (
         BlockId,
+        Constraint,
         SamplingParams,
         Seconds,
         SequenceId,
@@ -57,7 +58,8 @@ class SequenceStart:
     """Sent once, with the first step that holds a row of the sequence (again after preemption).
 
     ``prompt`` is the context for repetition penalties; ``output`` what was generated so far.
-    While fewer than ``min_tokens`` were generated, ``stop_token_ids`` are not drawn.
+    While fewer than ``min_tokens`` were generated, ``stop_token_ids`` are not drawn, unless the
+    ``constraint`` admits nothing else.
     """
 
     sequence: SequenceId
@@ -66,6 +68,7 @@ class SequenceStart:
     output: tuple[TokenId, ...]
     min_tokens: Tokens
     stop_token_ids: tuple[TokenId, ...]
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,10 +86,14 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt) + self.request.num_prior
 
     def take(self, tokens: tuple[TokenId, ...]) -> tuple[tuple[TokenId, ...], FinishReason | None]:
-        """Append drawn tokens, up to one that ends the output; return them, and why it ends."""
+        """Append drawn tokens, up to one that ends the output; return them, and why it ends.
+
+        A constraint that is fulfilled may end it before ``min_tokens``.
+        """
         request = self.request
+        min_tokens = request.min_tokens if request.constraint is None else 0
         for index, token in enumerate(tokens):
-            stops = token in request.stop_token_ids and self.num_output >= request.min_tokens
+            stops = token in request.stop_token_ids and self.num_output >= min_tokens
             self.tokens.append(token)
             if stops:
                 return tokens[: index + 1], FinishReason.STOP
@@ -108,4 +112,5 @@ class Sequence:
             output=tuple(self.tokens[num_prompt:]),
             min_tokens=self.request.min_tokens,
             stop_token_ids=self.request.stop_token_ids,
+            constraint=self.request.constraint,
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from headrace.clock import unix_time, wall_time
 from headrace.core.balancer.registry import build_policy
 from headrace.core.router.events import Drain
 from headrace.core.router.limits import RouterLimits
 from headrace.core.router.machine import Router
+from headrace.model.grammar import GrammarCompiler
 from headrace.monitoring.engine_figures import EngineFigures
 from headrace.monitoring.journal import Journal
 from headrace.monitoring.records import Records
@@ -30,6 +31,7 @@ from headrace.server.gateway.replicas import Replicas
 from headrace.server.gateway.routes import Route, RouteTable
 from headrace.server.gateway.scrape import Scrape
 from headrace.server.gateway.state import Questions
+from headrace.server.gateway.structured import GrammarTrial, NoTrial, Structures
 from headrace.server.gateway.traffic import Traffic
 from headrace.server.gateway.urgency import class_targets
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest
     from headrace.server.gateway.members import KeptLink
+    from headrace.server.gateway.structured import Trial
     from headrace.server.keys import Keys
     from headrace.types import ReplicaId, Seconds
 
@@ -74,6 +77,13 @@ class Outside:
         return Figures(self.registry)
 
 
+class Workers(NamedTuple):
+    """Threads for what takes long, apart: a grammar that is hard to try delays no prompt."""
+
+    text: Executor
+    grammar: Executor
+
+
 class Gateway:
     """Serves until drained. Links report to ``traffic`` (it is their LinkEvents)."""
 
@@ -84,14 +94,14 @@ class Gateway:
         traffic: Traffic,
         questions: Questions[Pool],
         tasks: Tasks,
-        pool: Executor,
+        pools: Workers,
         ended: asyncio.Future[None],
     ) -> None:
         self.listener = listener
         self.traffic = traffic
         self.questions = questions
         self._tasks = tasks
-        self._pool = pool
+        self._pools = pools
         self._ended = ended
 
     def membership(self, make_link: Callable[[ReplicaId, str], KeptLink]) -> Membership:
@@ -111,7 +121,8 @@ class Gateway:
         finally:
             self.traffic.close()
             self.listener.close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            for pool in self._pools:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def drain(self, limit: Seconds) -> None:
         """Take nothing new, finish what was accepted, fail the rest after ``limit`` seconds."""
@@ -154,7 +165,10 @@ def build_gateway(
         loop=asyncio.get_running_loop(),
         on_fault=fail,
     )
-    workers = ThreadPoolExecutor(config.text_threads, thread_name_prefix="text")
+    workers = Workers(
+        ThreadPoolExecutor(config.text_threads, thread_name_prefix="text"),
+        ThreadPoolExecutor(1, thread_name_prefix="grammar"),
+    )
     tasks = Tasks()
     routes = _build_endpoints(config, model, questions, traffic, workers, tasks, outside)
     return Gateway(
@@ -162,7 +176,7 @@ def build_gateway(
         traffic=traffic,
         questions=questions,
         tasks=tasks,
-        pool=workers,
+        pools=workers,
         ended=ended,
     )
 
@@ -172,17 +186,18 @@ def _build_endpoints(
     model: ServedModel,
     questions: Questions[Pool],
     traffic: Traffic,
-    workers: Executor,
+    workers: Workers,
     tasks: Tasks,
     outside: Outside,
 ) -> tuple[Route, ...]:
-    threads = Threads(workers, max_waiting=config.max_in_threads)
+    threads = Threads(workers.text, max_waiting=config.max_in_threads)
     prompter = Prompter(
         model.text, threads, context_length=model.context_length, inline_bytes=config.inline_bytes
     )
     completions = Completions(
         model=model,
         prompter=prompter,
+        structures=Structures(_build_trial(config, model.text, workers.grammar, outside)),
         threads=threads,
         generations=traffic.generations,
         figures=questions.figures,
@@ -201,6 +216,23 @@ def _build_endpoints(
     )
     models = ModelEndpoints(model=model, prompter=prompter)
     return build_routes(completions, models, state, tasks)
+
+
+def _build_trial(
+    config: GatewayConfig, text: TextModel, worker: Executor, outside: Outside
+) -> Trial:
+    if not config.structured_output:
+        return NoTrial()
+    compiler = GrammarCompiler(lambda: text.tokenizer)
+    worker.submit(compiler.warm_up)  # what it raises, each use of it raises again
+    return GrammarTrial(
+        compiler,
+        Threads(worker, max_waiting=config.max_in_threads),
+        outside.registry,
+        outside.clock,
+        max_bytes=config.max_grammar_bytes,
+        max_seconds=config.grammar_seconds,
+    )
 
 
 def _build_questions(

@@ -17,10 +17,13 @@ from headrace.server.gateway.generation import Generation, Running
 from headrace.server.gateway.planning import Asked, build_requests, draft_for
 from headrace.server.gateway.shapes import ChatShape, CompletionShape, Identity
 from headrace.server.gateway.stops import StopMatcher
+from headrace.server.gateway.tool_shape import ToolShape
 from headrace.server.gateway.urgency import CLASS_FIELD, urgency_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from msgspec import Struct
 
     from headrace.clock import Clock
     from headrace.server.gateway.answers import Answer
@@ -33,9 +36,10 @@ if TYPE_CHECKING:
     from headrace.server.gateway.model import ServedModel
     from headrace.server.gateway.prompting import Prompter, Threads
     from headrace.server.gateway.shapes import Shape
+    from headrace.server.gateway.structured import Structures
     from headrace.types import Request, RequestId, Seconds, TokenId
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Struct")
 Groups: TypeAlias = "list[tuple[Request, ...]]"
 
 _SEED_BITS = 64
@@ -58,6 +62,7 @@ class Completions:
 
     model: ServedModel
     prompter: Prompter
+    structures: Structures
     threads: Threads
     generations: Generations
     figures: Figures
@@ -73,21 +78,24 @@ class Completions:
         name = self.model.resolve(body.model)
         if body.top_logprobs is not None and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        structure = await self.structures.of_chat(body)
         asked = Asked(
             fields=body,
             max_tokens=_max_tokens(body),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             prompt_field="messages",
             urgency=urgency_of(body, request.head.headers, exchange.context.principal),
+            constraint=structure.constraint,
         )
-        prompt = await self.prompter.chat(body.messages)
+        prompt = await self.prompter.chat(body.messages, structure.tools)
         groups = self._requests(asked, [prompt], exchange.context)
-        shape = ChatShape(
+        chat = ChatShape(
             self._identity("chatcmpl", groups, name, asked),
             logprobs=asked.logprobs is not None,
             token_bytes=self.model.token_bytes,
             include_usage=_wants_usage(body),
         )
+        shape = ToolShape(chat) if structure.tools else chat
         self._begin(exchange, asked, groups, shape, continues=False, begun_at=begun_at)
 
     async def complete(self, request: HttpRequest, exchange: Exchange) -> None:
@@ -95,12 +103,14 @@ class Completions:
         begun_at = self.clock.now()
         body = await self._decode(_decode_completion, request.body)
         name = self.model.resolve(body.model)
+        structure = await self.structures.of_fields(body)
         asked = Asked(
             fields=body,
             max_tokens=body.max_tokens,
             logprobs=body.logprobs,
             prompt_field="prompt",
             urgency=urgency_of(body, request.head.headers, exchange.context.principal),
+            constraint=structure.constraint,
         )
         prompts = await self.prompter.texts(body.prompt)
         groups = self._requests(asked, prompts, exchange.context)
@@ -181,9 +191,10 @@ class Completions:
         running: dict[RequestId, Running] = {}
         for group in groups:
             for request in group:
+                is_exact = continues or request.constraint is not None  # to the first blank
                 choice = Choice(
                     index=len(running),
-                    decoder=self.model.detokenizer(continues=continues),
+                    decoder=self.model.detokenizer(continues=is_exact),
                     stops=StopMatcher(stops) if stops else None,
                     stop_token_ids=frozenset(request.stop_token_ids),
                     min_tokens=request.min_tokens,

@@ -66,6 +66,15 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     stuck_after: Annotated[
         _Seconds, Meta(description="without a step, until a replica with work counts as stuck")
     ] = 10.0
+    structured_output: Annotated[
+        bool, Meta(description="take requests whose output must follow a schema or a grammar")
+    ] = True
+    max_grammar_bytes: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="longest schema or grammar, tools' together")
+    ] = 64 * 1024
+    grammar_seconds: Annotated[
+        _Seconds, Meta(description="time to try a schema or a grammar; longer: refused")
+    ] = 2.0
     inline_bytes: Annotated[
         int, Meta(ge=0, le=1 << 20, description="longer texts are tokenised in a thread")
     ] = 2048

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
-from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from headrace.errors import ContextLengthExceeded, InvalidRequest
 from headrace.server.gateway.urgency import Urgency
 from headrace.server.keys import DEFAULT_TENANT, Principal
 from headrace.types import PriorityClass, Request, RequestId, SamplingParams
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from headrace.server.gateway.api.requests import GenerationFields
-    from headrace.types import Seconds, TokenId, Tokens
+    from headrace.types import Constraint, Seconds, TokenId, Tokens
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class Asked:
     logprobs: int | None
     prompt_field: str  # for errors
     urgency: Urgency = field(default_factory=Urgency)
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +117,9 @@ def build_requests(
 ) -> tuple[tuple[Request, ...], ...]:
     """Return for each prompt its n requests. Raises InvalidRequest, with ``param``."""
     fields = asked.fields
-    if fields.response_format is not None and fields.response_format.type != "text":
-        raise UnsupportedField("only response_format text is supported", param="response_format")
     num_choices = fields.n or 1
     sampling = _sampling(asked, draft, model)
-    stop_token_ids = _stop_token_ids(fields, model)
+    stop_token_ids = _stop_token_ids(asked, model)
     groups = []
     for place, prompt in enumerate(prompts):
         max_tokens = _max_tokens(asked, prompt, model)
@@ -128,7 +127,7 @@ def build_requests(
             id=RequestId(f"{draft.id}#{place * num_choices}"),
             prompt=prompt,
             max_tokens=max_tokens,
-            min_tokens=_min_tokens(fields, max_tokens),
+            min_tokens=_min_tokens(asked, max_tokens),
             stop_token_ids=stop_token_ids,
             sampling=sampling,
             deadline=draft.deadline,
@@ -137,6 +136,7 @@ def build_requests(
             priority=draft.priority,
             first_token_by=draft.first_token_by,
             itl=draft.itl,
+            constraint=asked.constraint,
         )
         others = [
             replace(
@@ -190,8 +190,11 @@ def _max_tokens(asked: Asked, prompt: Sequence[TokenId], model: ModelFacts) -> T
     return asked.max_tokens
 
 
-def _min_tokens(fields: GenerationFields, max_tokens: Tokens) -> Tokens:
-    min_tokens = fields.min_tokens or 0
+def _min_tokens(asked: Asked, max_tokens: Tokens) -> Tokens:
+    """Return how long the end is put off. A fulfilled constraint ends the output all the same."""
+    min_tokens = asked.fields.min_tokens or 0
+    if asked.constraint is not None and asked.fields.ignore_eos:
+        return max_tokens
     if min_tokens > max_tokens:
         raise InvalidRequest(
             f"min_tokens is {min_tokens} and max_tokens {max_tokens}", param="min_tokens"
@@ -199,11 +202,12 @@ def _min_tokens(fields: GenerationFields, max_tokens: Tokens) -> Tokens:
     return min_tokens
 
 
-def _stop_token_ids(fields: GenerationFields, model: ModelFacts) -> tuple[TokenId, ...]:
-    asked = fields.stop_token_ids or []
-    _check_tokens(asked, model, "stop_token_ids")
-    own = () if fields.ignore_eos else model.end_ids
-    return tuple(dict.fromkeys((*own, *asked)))
+def _stop_token_ids(asked: Asked, model: ModelFacts) -> tuple[TokenId, ...]:
+    """Return what ends the output. Under a constraint it must be possible to end."""
+    own = asked.fields.stop_token_ids or []
+    _check_tokens(own, model, "stop_token_ids")
+    ends = () if asked.fields.ignore_eos and asked.constraint is None else model.end_ids
+    return tuple(dict.fromkeys((*ends, *own)))
 
 
 def _check_tokens(tokens: Iterable[TokenId], model: ModelFacts, param: str) -> None:

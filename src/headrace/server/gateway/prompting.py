@@ -7,17 +7,20 @@ A text that cannot fit the context by its length in bytes is refused before anyt
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import msgspec
 
 from headrace.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from headrace.server.gateway.api.requests import MAX_PROMPTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
+    from headrace.model.chat_template import Json
     from headrace.model.text import TextModel
-    from headrace.server.gateway.api.requests import Message, PromptItem
+    from headrace.server.gateway.api.requests import Message, PromptItem, ToolCall
     from headrace.types import TokenId, Tokens
 
 T = TypeVar("T")
@@ -36,7 +39,7 @@ class Threads:
     async def run(self, work: Callable[[], T]) -> T:
         """Return ``work()``, computed in a thread. Raises Overloaded when too many wait."""
         if self._num_waiting >= self._max_waiting:
-            raise Overloaded(f"{self._num_waiting} requests wait to be tokenised")
+            raise Overloaded(f"{self._num_waiting} requests wait for a thread")
         self._num_waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -57,13 +60,18 @@ class Prompter:
         longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self._max_bytes = context_length * longest
 
-    async def chat(self, messages: Sequence[Message]) -> tuple[TokenId, ...]:
-        """Return the prompt of a chat. Raises InvalidRequest."""
+    async def chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Json]] = ()
+    ) -> tuple[TokenId, ...]:
+        """Return the prompt of a chat; ``tools`` as templates take them. Raises InvalidRequest."""
         turns = [_turn(message, place) for place, message in enumerate(messages)]
-        num_bytes = sum(len(turn["content"].encode()) for turn in turns)
+        num_bytes = sum(_num_bytes(message) for message in messages)
+        if tools:
+            num_bytes += len(msgspec.json.encode(tools))
         self._check_size(num_bytes, "messages")
         (prompt,) = await self._encode(
-            num_bytes + len(turns) * _BYTES_PER_TURN, lambda: [self._text.encode_chat(turns)]
+            num_bytes + len(turns) * _BYTES_PER_TURN,
+            lambda: [self._text.encode_chat(turns, tools=tools)],
         )
         return prompt
 
@@ -120,17 +128,52 @@ class Prompter:
         return tuple(tokens)
 
 
-def _turn(message: Message, place: int) -> dict[str, str]:
+def _turn(message: Message, place: int) -> dict[str, Json]:
     """Return a message as templates take it."""
-    if message.tool_calls:
+    is_call = message.role == "assistant" and message.tool_calls
+    if message.tool_calls and not is_call:
         raise InvalidRequest(
-            "tool calls are not supported by this server", param=f"messages[{place}].tool_calls"
+            "only the assistant calls tools", param=f"messages[{place}].tool_calls"
         )
-    content = message.content
-    if content is None:
+    content = _content(message)
+    if content is None and not is_call:
         raise InvalidRequest("a message needs content", param=f"messages[{place}].content")
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content)
     role = "system" if message.role == "developer" else message.role  # the same, renamed
-    turn = {"role": role, "content": content}
-    return turn if message.name is None else {**turn, "name": message.name}
+    turn: dict[str, Json] = {"role": role, "content": content or ""}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            _call(call, f"messages[{place}].tool_calls[{number}].function.arguments")
+            for number, call in enumerate(message.tool_calls)
+        ]
+    return turn
+
+
+def _content(message: Message) -> str | None:
+    if message.content is None or isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content)
+
+
+def _num_bytes(message: Message) -> int:
+    """Return what a message weighs, before it is rendered."""
+    calls = message.tool_calls or ()
+    arguments = sum(len(call.function.arguments.encode()) for call in calls)
+    return arguments + len((_content(message) or "").encode())
+
+
+def _call(call: ToolCall, param: str) -> Json:
+    """Return a call as templates take it: its arguments as an object."""
+    try:
+        arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, object])
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        raise InvalidRequest("arguments are no JSON object", param=param) from None
+    name = call.function.name
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": name, "arguments": cast("Json", arguments)},
+    }

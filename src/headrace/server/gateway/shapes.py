@@ -90,7 +90,7 @@ class ChatShape:
         token_bytes: Callable[[TokenId], bytes],
         include_usage: bool,
     ) -> None:
-        self._identity = identity
+        self.identity = identity
         self._logprobs = logprobs
         self._token_bytes = token_bytes
         self._chunks = _Chunks(identity, "chat.completion.chunk", include_usage=include_usage)
@@ -109,7 +109,16 @@ class ChatShape:
 
     def finish(self, index: int, finish: FinishReason) -> bytes:
         """An empty delta with the reason."""
-        return self._chunks.other(index, b'"delta":{}', _encode(finish))
+        return self.end(index, finish.value)
+
+    def end(self, index: int, reason: str) -> bytes:
+        """An empty delta with a reason that only chats have."""
+        return self._chunks.other(index, b'"delta":{}', _encode(reason))
+
+    def delta(self, index: int, delta: bytes, logprobs: Sequence[PlacedLogprobs] = ()) -> bytes:
+        """Any delta."""
+        told = _encode(self._told(logprobs)) if logprobs else b"null"
+        return self._chunks.other(index, b'"delta":' + delta, b"null", told)
 
     def usage(self, usage: Usage) -> bytes:
         """No choices, usage."""
@@ -117,24 +126,35 @@ class ChatShape:
 
     def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> bytes:
         """A chat.completion."""
+        return self.body(
+            [
+                ChatChoice(
+                    index,
+                    ChatMessage(choice.text),
+                    self.logprobs_of(choice),
+                    choice.finish.value,
+                )
+                for index, choice in enumerate(choices)
+            ],
+            usage,
+        )
+
+    def body(self, choices: list[ChatChoice], usage: Usage) -> bytes:
+        """A chat.completion of any choices."""
         return _encode(
             ChatCompletion(
-                id=self._identity.id,
-                created=self._identity.created,
-                model=self._identity.model,
-                service_tier=self._identity.service_tier,
-                choices=[
-                    ChatChoice(
-                        index,
-                        ChatMessage(choice.text),
-                        self._told(choice.logprobs) if self._logprobs else None,
-                        choice.finish.value,
-                    )
-                    for index, choice in enumerate(choices)
-                ],
+                id=self.identity.id,
+                created=self.identity.created,
+                model=self.identity.model,
+                service_tier=self.identity.service_tier,
+                choices=choices,
                 usage=usage_body(usage),
             )
         )
+
+    def logprobs_of(self, choice: WholeChoice) -> ChatLogprobs | None:
+        """Return a finished choice's, None if nobody wants them."""
+        return self._told(choice.logprobs) if self._logprobs else None
 
     def _told(self, placed: Sequence[PlacedLogprobs]) -> ChatLogprobs:
         content = []

@@ -10,7 +10,7 @@ import msgspec
 from headrace.errors import InvalidRequest
 from headrace.server.gateway.api.refusals import check_refused
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_QUOTED_CHARS = 200
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
@@ -27,12 +27,13 @@ class BodyDecoder(Generic[T]):
 
     def __init__(self, struct: type[T]) -> None:
         self._decode = msgspec.json.Decoder(struct).decode
+        self._carried_out = frozenset(field.name for field in msgspec.structs.fields(struct))
 
     def __call__(self, body: bytes | bytearray) -> T:
         """Return the struct. Raises InvalidRequest, with ``param`` where a field is at fault."""
         try:
             body.decode()  # msgspec does not look into strings of fields that it skips
-            check_refused(_all_fields(body))
+            check_refused(_all_fields(body), self._carried_out)
             return self._decode(body)
         except RecursionError:
             raise InvalidRequest("the JSON is nested too deeply") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import InvalidRequest, UnsupportedField
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     import msgspec
 
@@ -50,11 +50,6 @@ REFUSED: Mapping[str, tuple[bytes, ...]] = {
     "chat_template": (),
     "chat_template_kwargs": _EMPTY,
     "documents": _EMPTY,
-    "structured_outputs": _EMPTY,
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "grammar": _EMPTY,
     "json_schema": (),
     "regex": (),
@@ -70,11 +65,16 @@ REFUSED: Mapping[str, tuple[bytes, ...]] = {
 }
 
 
-def check_refused(fields: Mapping[str, msgspec.Raw]) -> None:
-    """Raise UnsupportedField for what we do not carry out; ``fields`` is the body's object."""
+def check_refused(fields: Mapping[str, msgspec.Raw], carried_out: Container[str]) -> None:
+    """Raise UnsupportedField for what we do not carry out; ``fields`` is the body's object.
+
+    ``carried_out``: the fields of this endpoint.
+    """
     if len(fields) > MAX_FIELDS:
         raise InvalidRequest(f"the body has {len(fields)} fields; at most {MAX_FIELDS} are read")
     for name in fields.keys() & REFUSED.keys():
+        if name in carried_out:
+            continue
         value = b"".join(bytes(fields[name]).split())
         if value != b"null" and value not in REFUSED[name]:
             raise UnsupportedField(f"{name} is not supported by this server", param=name)

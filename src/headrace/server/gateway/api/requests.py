@@ -18,6 +18,7 @@ MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_MESSAGES = 4096
 MAX_MILLISECONDS = 86_400_000
+MAX_TOOLS = 128
 _MAX_TOKENS = (1 << 31) - 1
 
 TokenNumber = Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
@@ -26,6 +27,7 @@ StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Limit = Annotated[int, Meta(ge=1, le=_MAX_TOKENS)]
 Milliseconds = Annotated[float, Meta(gt=0, le=MAX_MILLISECONDS)]
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 
 
 class ServiceTier(StrEnum):
@@ -37,16 +39,46 @@ class ServiceTier(StrEnum):
     FLEX = "flex"
 
 
+ABSENT = Raw()
+"""JSON that was not sent. msgspec cannot say ``Raw | None``."""
+
+
 class StreamOptions(Struct, frozen=True):
     """How a stream ends."""
 
     include_usage: bool | None = None
 
 
-class ResponseFormat(Struct, frozen=True):
-    """Only ``text``, until structured output is there."""
+def given(raw: Raw) -> bytes | None:
+    """Return JSON that was sent, None if nothing was, or null."""
+    content = bytes(raw)
+    return None if content in (b"", b"null") else content
 
-    type: str
+
+class JsonSchema(Struct, frozen=True):
+    """A schema that the output must match. It always must: ``strict`` changes nothing."""
+
+    schema: Raw
+    name: Annotated[str, Meta(max_length=256)] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True):
+    """What the output must be, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the output must be, in vLLM's words: one of these. ``grammar`` is Lark or GBNF."""
+
+    json: Raw = ABSENT
+    json_object: bool | None = None
+    regex: Annotated[str, Meta(min_length=1)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    grammar: Annotated[str, Meta(min_length=1)] | None = None
 
 
 class UrgencyFields(Struct, frozen=True, kw_only=True):
@@ -82,6 +114,11 @@ class GenerationFields(UrgencyFields, frozen=True, kw_only=True):
     stop_token_ids: Annotated[list[TokenNumber], Meta(max_length=256)] | None = None
     cache_salt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Raw = ABSENT
+    guided_regex: Annotated[str, Meta(min_length=1)] | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    guided_grammar: Annotated[str, Meta(min_length=1)] | None = None
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None  # seconds
 
 
@@ -91,19 +128,64 @@ class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class CalledFunction(Struct, frozen=True):
+    """``arguments`` are JSON."""
+
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, tag_field="type", tag="function"):
+    """A call that the model has made."""
+
+    function: CalledFunction
+    id: Annotated[str, Meta(max_length=256)] | None = None
+
+
 class Message(Struct, frozen=True):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Meta(min_length=1, max_length=1024)] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
-    tool_calls: list[Raw] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class Function(Struct, frozen=True):
+    """A function that the model may call. ``parameters`` is a schema; no parameters without it."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: Raw = ABSENT
+    strict: bool | None = None  # arguments always match
+
+
+class Tool(Struct, frozen=True, tag_field="type", tag="function"):
+    """The only kind of tools there is here."""
+
+    function: Function
+
+
+class FunctionReference(Struct, frozen=True):
+    """One of the functions, by name."""
+
+    name: FunctionName
+
+
+class ToolReference(Struct, frozen=True, tag_field="type", tag="function"):
+    """The tool that must be called."""
+
+    function: FunctionReference
 
 
 class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolReference | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

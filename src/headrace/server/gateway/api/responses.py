@@ -55,12 +55,29 @@ class CompletionLogprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
+class FunctionCallBody(Struct, frozen=True):
+    """Which function, with which arguments, as JSON; in a stream in pieces."""
+
+    name: str | UnsetType
+    arguments: str
+
+
+class ToolCallBody(Struct, frozen=True, kw_only=True):
+    """A call that the model makes. ``index`` only in streams, the rest of the head only once."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCallBody
+
+
 class ChatMessage(Struct, frozen=True):
     """A whole answer."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCallBody] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
