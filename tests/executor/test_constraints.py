@@ -243,6 +243,20 @@ def test_a_draft_is_held_against_the_grammar_and_taken_back(
     assert np.array_equal(first.forbidden_V, other.forbidden_V)
 
 
+@pytest.mark.parametrize("num_right", range(6))
+def test_drafts_change_no_token_under_a_grammar(constraints: Constraints, num_right: int):
+    start = start_of(SCHEMA, sampling=SamplingParams(seed=3))
+    whole = say(Sampler(constraints), start)
+    drafts = (*whole[:num_right], EOS, EOS)
+    rows = np.concatenate([logits(at) for at in range(1 + len(drafts))])
+    sampler = Sampler(constraints)
+    sampler.begin_step(StepPlan(step_id=StepId(0), rows=rows_of(0), starts=(start,)))
+    drawn = sampler.draw([Draw(ID, 1, drafts)], rows)
+    further = dict(drawn.more).get(0, ())
+    assert [*drawn.tokens, *further] == whole[: 1 + num_right]
+    assert drawn.failures == []
+
+
 def test_a_mask_forbids_what_it_says_and_nothing_else():
     mask = Mask(np.array([True, False, True]), is_complete=False)
     row = np.array([1, 2, 3, 4], np.float32)
