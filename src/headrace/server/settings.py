@@ -72,7 +72,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         str, Meta(max_length=256, description="name that clients use; empty: the model's own")
     ] = ""
     cache_dir: Annotated[
-        str, Meta(description="where fetched models are kept; empty: the user's cache directory")
+        str, Meta(description="fetched models; empty: the user's cache directory")
     ] = ""
 
 
@@ -137,7 +137,7 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         bool, Meta(description="copy cached blocks that begin like the one needed")
     ] = True
     speculation: Annotated[
-        Speculation, Meta(description="guess tokens: off, or lookup in the text so far")
+        Speculation, Meta(description="guess from the text so far: off, lookup")
     ] = Speculation.LOOKUP
     max_drafts: Annotated[
         int, Meta(ge=1, le=64, description="tokens guessed at once for a sequence at most")

@@ -147,6 +147,20 @@ def test_content_is_coming_until_it_is_published_or_its_maker_is_gone():
     assert kv.take_cached(waiter) == 8
 
 
+def test_a_maker_whom_an_urgent_one_overtook_announces_nothing_any_more():
+    kv = cache_of()
+    maker, urgent = table_of(*range(25)), table_of(*range(25))
+    maker.urgency = 2
+    kv.grow(maker, 16)
+    assert not kv.coming.awaits(urgent)  # the maker may have to give way to it
+    kv.grow(urgent, 24)
+    kv.publish(urgent, 24)
+    assert kv.take_cached(maker) == 8  # before its own blocks are done
+    kv.check_integrity([maker, urgent])
+    kv.release(maker, after=None)
+    kv.check_integrity([urgent])
+
+
 def test_growing_beyond_the_free_blocks_changes_nothing():
     kv = cache_of(num_blocks=2)
     table = table_of(*range(40))
