@@ -50,20 +50,21 @@ class Door:
         if len(self._scheduler.waiting) >= self._config.max_num_waiting:
             reason = f"{self._config.max_num_waiting} requests are waiting; try again later"
             return Reject(request.id, Overloaded.code, reason)
-        account = self._ledger.enter(request.tenant, request.weight)
+        rank = rank_of(request, self._config.order)
+        account = self._ledger.enter(request.tenant, request.weight, rank)
         number = SequenceId(self._num_sequences)
         sequence = self._intake.sequence(request, number, account, now)
-        self._place(sequence, now)
+        self._place(sequence, rank, now)
         if too_late := self._too_late(sequence, now):
             self._ledger.leave(account)
             return too_late
         self._num_sequences += 1
         return sequence
 
-    def _place(self, sequence: Sequence, now: Seconds) -> None:
+    def _place(self, sequence: Sequence, rank: int, now: Seconds) -> None:
         """Find the place of a sequence among those that wait."""
         request, order, kv = sequence.request, self._config.order, self._scheduler.kv
-        sequence.rank = sequence.table.urgency = rank_of(request, order)
+        sequence.rank = sequence.table.urgency = rank
         cached = kv.survey.num_cached(sequence.table) * kv.block_size
         model = self._scheduler.pace.model
         work = model.recompute_seconds(len(sequence.tokens) - cached, cached)

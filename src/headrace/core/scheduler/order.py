@@ -41,10 +41,13 @@ DUE_AFTER: Seconds = 1.0
 STRETCH = 4.0
 """And how many times its own work it may take."""
 
-SHORTEST: Seconds = 1e-6
-
 OWED_SHARE = 0.05
-"""Of the time in which a class is passed over, what it is given all the same."""
+"""Of the device's time, what a class that has work gets whatever better ones want."""
+
+TURN: Seconds = 0.25
+"""A class goes first once it is owed so much (or a whole step), until it has got it."""
+
+MOST_OWED = 4  # turns
 
 
 def rank_of(request: Request, order: Order) -> int:
@@ -67,21 +70,21 @@ class Patience:
 
     def __init__(self) -> None:
         self._owed = [0.0] * NUM_RANKS
-        self._price: Seconds = SHORTEST  # of going first once: the last step
+        self._has_turn = [False] * NUM_RANKS
 
     def ranks(self) -> list[int]:
-        """Return the classes in the order of this step: those owed a whole step first."""
-        return sorted(range(NUM_RANKS), key=lambda rank: (not self.is_owed(rank), rank))
+        """Return the classes in the order of this step: those whose turn it is first."""
+        return sorted(range(NUM_RANKS), key=lambda rank: (not self._has_turn[rank], rank))
 
-    def is_owed(self, rank: int) -> bool:
-        """Whether a class has waited long enough to go before better ones."""
-        return self._owed[rank] >= self._price
+    def has_turn(self, rank: int) -> bool:
+        """Whether a class goes before better ones now."""
+        return self._has_turn[rank]
 
-    def note(self, *, passed: Sequence[bool], seconds: Seconds) -> None:
-        """Take into account a step of ``seconds``; ``passed[rank]``: that class got nothing."""
-        self._price = max(seconds, SHORTEST)
-        for rank, was_passed in enumerate(passed):
-            if was_passed:
-                self._owed[rank] += OWED_SHARE * seconds
-            else:
-                self._owed[rank] = max(0.0, self._owed[rank] - seconds)
+    def note(self, *, wants: Sequence[bool], got: Sequence[Seconds], seconds: Seconds) -> None:
+        """Take into account a step of ``seconds``, of which ``got[rank]`` went to each class that
+        has work."""
+        turn = max(seconds, TURN)
+        for rank, has_work in enumerate(wants):
+            owed = self._owed[rank] + OWED_SHARE * seconds - got[rank] if has_work else 0.0
+            self._owed[rank] = owed = min(max(owed, 0.0), MOST_OWED * turn)
+            self._has_turn[rank] = owed >= turn or (self._has_turn[rank] and owed > 0)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from headrace.types import Seconds, Tokens
 
 MIN_CHUNK: Tokens = 16
-"""What a step computes of a prompt even if no time is left: prompts must come to an end."""
+"""What a step computes of prompts even if its decodes alone miss the target: prompts must come to
+an end."""
 
 UNLIMITED: Seconds = float("inf")
 
@@ -47,10 +48,9 @@ class Pace:
         """Return how many tokens from ``start`` may still be added to a step."""
         if step.seconds == UNLIMITED:
             return step.budget
-        fitting = self.model.prefill_within(step.seconds, start)
-        if not step.num_prefill:
-            fitting = max(fitting, MIN_CHUNK)
-        return min(step.budget, fitting)
+        if step.seconds <= 0 and not step.num_prefill:  # decodes alone take too long
+            return min(step.budget, MIN_CHUNK)
+        return min(step.budget, self.model.prefill_within(step.seconds, start))
 
     def add_chunk(self, step: Step, start: Tokens, num_tokens: Tokens) -> None:
         """Take note of a chunk."""

@@ -46,6 +46,11 @@ class Victims:
             return running[-1]
         return min(running, key=self._regret)
 
+    def num_freed(self, sequence: Sequence) -> int:
+        """Count the blocks that a sequence holds alone, or that are promised to it."""
+        kept = self._kv.survey.num_shared(sequence.table)
+        return self._kv.blocks_for(max(sequence.num_computed, len(sequence.tokens))) + 1 - kept
+
     def _regret(self, sequence: Sequence) -> tuple[int, Seconds, int]:
         """Return better classes last, then seconds lost for each block and token gained."""
         kept = self._kv.survey.num_shared(sequence.table) * self._kv.block_size

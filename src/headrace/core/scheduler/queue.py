@@ -19,6 +19,7 @@ from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from collections.abc import Sequence as List
 
     from headrace.core.scheduler.fairness import Account
     from headrace.core.scheduler.sequence import Sequence
@@ -63,6 +64,11 @@ class WaitingQueue:
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence.id in self._waiting
 
+    @property
+    def by_rank(self) -> List[int]:
+        """How many of each class wait, parked ones included."""
+        return self._num_in_rank
+
     def num_in(self, rank: int) -> int:
         """Return how many of a class wait, parked ones included."""
         return self._num_in_rank[rank]
@@ -89,7 +95,8 @@ class WaitingQueue:
             sequence = line.first()
             if sequence is None:
                 heappop(heap)
-                del self._lines[rank][line.account.tenant]
+                if self._lines[rank].get(line.account.tenant) is line:
+                    del self._lines[rank][line.account.tenant]
             elif service < line.account.service:  # served since it was put there
                 heapreplace(heap, (line.account.service, number, line))
             else:
@@ -162,11 +169,10 @@ class WaitingQueue:
     def _line_up(self, sequence: Sequence) -> None:
         lines, account = self._lines[sequence.rank], sequence.account
         line = lines.get(account.tenant)
-        if line is None:
+        if line is None or line.account is not account:  # the old account was forgotten
             line = lines[account.tenant] = _Line(account, self._num_lines)
             self._num_lines += 1
             heappush(self._next[sequence.rank], (account.service, line.number, line))
-        line.account = account
         if len(line.heap) > 2 * self._num_in_rank[sequence.rank] + 64:
             line.heap = [entry for entry in line.heap if entry[2].is_queued]
             heapify(line.heap)

@@ -49,8 +49,13 @@ class Rows:
         if self.pace.may_decode(step, start):
             self.decode(step, sequence)
 
-    def chunk(self, step: Step, sequence: Sequence) -> None:
-        """Plan as many missing tokens as time, budget and free blocks allow."""
+    def may_begin(self, step: Step, sequence: Sequence) -> bool:
+        """Whether there is time for a token of a newcomer beyond what it finds cached."""
+        cached = self._kv.survey.num_cached(sequence.table) * self._kv.block_size
+        return self.pace.chunk(step, cached) > 0
+
+    def chunk(self, step: Step, sequence: Sequence, *, least: Tokens = 0) -> None:
+        """Plan as many missing tokens as time, budget and free blocks allow, or ``least``."""
         if not step.budget:
             return
         kv, table = self._kv, sequence.table
@@ -60,7 +65,7 @@ class Rows:
                 step.copies.append((hit.source, hit.target))
                 sequence.num_computed += hit.num_tokens
         start = sequence.num_computed
-        end = self._chunk_end(sequence, self.pace.chunk(step, start))
+        end = self._chunk_end(sequence, max(self.pace.chunk(step, start), least))
         if end == start or not kv.grow(table, end):
             return
         samples = end == len(sequence.tokens)
@@ -69,7 +74,9 @@ class Rows:
         step.sequences.append(sequence)
         step.num_again += max(0, min(end, sequence.num_known) - start)
         self.pace.add_chunk(step, start, end - start)
-        sequence.account.charge(self.pace.model.recompute_seconds(end - start, start))
+        seconds = self.pace.model.recompute_seconds(end - start, start)
+        step.spent[sequence.rank] += seconds
+        sequence.account.charge(seconds)
         if sequence.beginning is not None:
             sequence.beginning.chunks += 1
         sequence.num_computed = end

@@ -24,7 +24,7 @@ from collections import Counter, deque
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from headrace.core.scheduler.order import BATCH_RANK, NUM_RANKS
+from headrace.core.scheduler.order import BATCH_RANK
 from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.queue import WaitingQueue
 from headrace.core.scheduler.running import Running
@@ -74,6 +74,7 @@ class Scheduler:
         self._config = config
         self._ledger = ledger
         self._victims = victims
+        self._drains = False  # somebody waits until nothing is in flight
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -87,8 +88,10 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None if there is nothing to compute or it must wait for a step."""
-        if len(self.in_flight) >= self._config.max_steps_in_flight or not self._make_room():
+        most = 1 if self._drains else self._config.max_steps_in_flight
+        if len(self.in_flight) >= most or not self._make_room():
             return None
+        self._drains = False
         self.waiting.settle(self.kv.coming.take_settled())
         step = Step(StepId(self._counters.steps), self._config.max_num_batched_tokens)
         behind, yielding, target = self._plan_decodes(step)
@@ -97,7 +100,7 @@ class Scheduler:
         step.spare = self.kv.num_free - self._promised(behind)
         for rank in self._ledger.patience.ranks():
             if rank == BATCH_RANK:
-                if step.num_prefill and not self._ledger.patience.is_owed(rank):
+                if step.num_prefill and not self._ledger.patience.has_turn(rank):
                     continue
                 self._plan_yielding(step, yielding)
             self._fill(step, rank, [s for s in behind if s.rank == rank])
@@ -148,9 +151,8 @@ class Scheduler:
         step.ends = tuple(self.running.ends)
         self.running.ends.clear()
         seconds = self.pace.predicted(step)
-        self._ledger.charge_step(self.pace.model.coefficients, seconds, self.running)
-        passed = _passed(step, self.waiting, self.running)
-        self._ledger.patience.note(passed=passed, seconds=seconds)
+        costs = self.pace.model.coefficients
+        self._ledger.charge_step(step, costs, seconds, self.running, self.waiting.by_rank)
         self._victims.headroom.stepped()
         self.in_flight.append(step)
         return step.plan()
@@ -225,47 +227,49 @@ class Scheduler:
         demands and one to grow.
         """
         waiting = self.waiting
-        while step.budget and not step.is_barred and self._has_place(step, rank):
+        while step.budget and rank < step.barrier:
             sequence = waiting.first(rank)
             if sequence is None or sequence.latest_start >= before:
                 return
-            if not self.pace.chunk(step, 0):
+            if not self._rows.may_begin(step, sequence):
                 return
             if self.kv.coming.awaits(sequence.table):
                 waiting.park(sequence, sequence.table.awaits)
                 continue
             demand = self.kv.survey.demand(sequence.table)
+            fits = self._fits(step, demand) or self._clear(step, rank, demand)
+            if not fits and not self._fits(step, 1):
+                return
             waiting.set_aside(sequence)
-            if demand > step.spare and not self._clear_blocks(step, rank, demand):
+            if fits:
+                self._start(step, sequence)
+                step.spare -= demand + 1
+            else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
-                continue
-            self._start(step, sequence)
-            step.spare -= demand + 1
 
-    def _has_place(self, step: Step, rank: int) -> bool:
-        """Whether one more may run; a sequence that yields is preempted to make a place."""
-        if step.spare > 0 and len(self.running) < self._config.max_num_seqs:
-            return True
-        return self._give_way(step, rank)
+    def _fits(self, step: Step, demand: int) -> bool:
+        """Whether one more that needs ``demand`` blocks may run."""
+        return demand <= step.spare and len(self.running) < self._config.max_num_seqs
 
-    def _clear_blocks(self, step: Step, rank: int, demand: int) -> bool:
-        """Preempt sequences that yield until ``demand`` blocks are to be had."""
-        while demand > step.spare:
-            if not self._give_way(step, rank):
-                return False
-        return True
-
-    def _give_way(self, step: Step, rank: int) -> bool:
-        """Preempt one of the batch class for a better one; False if none can be."""
-        if rank == BATCH_RANK or self.in_flight:
+    def _clear(self, step: Step, rank: int, demand: int) -> bool:
+        """Preempt sequences that yield until a better newcomer fits; nobody if it would not."""
+        if rank == BATCH_RANK or self._ledger.patience.has_turn(BATCH_RANK):
             return False
         yielding = [s for s in self.running if s.yields and s.last_step != step.id]
-        if not yielding:
+        held = sum(self._victims.num_freed(s) for s in yielding)
+        if not yielding or demand > step.spare + held:
             return False
-        free = self.kv.num_free
-        self._preempt(self._victims.choose(yielding))
-        step.spare += self.kv.num_free - free + 1
-        return True
+        if self.in_flight:
+            self._drains = True
+            return False
+        while yielding and not self._fits(step, demand):
+            victim = self._victims.choose(yielding)
+            yielding.remove(victim)
+            self._preempt(victim)
+            step.spare = self.kv.num_free - self._promised(
+                [s for s in self.running if s.num_missing > 1]
+            )
+        return self._fits(step, demand)
 
     def _start(self, step: Step, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
@@ -273,7 +277,7 @@ class Scheduler:
         sequence.target = self.pace.target(sequence.request.itl, yields=sequence.yields)
         self.running.add(sequence)
         step.starts.append(sequence.start())
-        self._rows.chunk(step, sequence)
+        self._rows.chunk(step, sequence, least=1)
         if step.sequences[-1] is not sequence:
             raise InvariantBroken(f"sequence {sequence.id} was admitted and found no room")
         for other in step.set_aside:
@@ -292,6 +296,7 @@ class Scheduler:
         if sequence.beginning is not None:
             sequence.beginning.preemptions += 1
         self.waiting.add(sequence)
+        self.waiting.settle(self.kv.coming.take_settled())  # nobody waits for what it computed
         self._counters.preemptions += 1
 
     def _leave(self, sequence: Sequence) -> None:
@@ -302,12 +307,3 @@ class Scheduler:
         touched = self.in_flight and last is not None and last >= self.in_flight[0].id
         self.running.remove(sequence, after=last if touched else None)
 
-
-def _passed(step: Step, waiting: WaitingQueue, running: Running) -> list[bool]:
-    """Return for each class whether it has work, and a step does nothing for it."""
-    passed = [waiting.num_in(rank) > 0 for rank in range(NUM_RANKS)]
-    for sequence in running:
-        passed[sequence.rank] = True
-    for sequence in step.sequences:
-        passed[sequence.rank] = False
-    return passed

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.costs.step_model import StepLoad
+from headrace.core.scheduler.order import NUM_RANKS
 from headrace.core.scheduler.plan import StepPlan
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Step:
     num_decodes: int = 0
     context: Tokens = 0
     spare: int = 0  # blocks that are promised to nobody
-    is_barred: bool = False  # somebody was passed too often: no newcomer before it fits
+    barrier: int = NUM_RANKS  # newcomers of this class and worse wait: one was passed too often
+    spent: list[Seconds] = field(default_factory=lambda: [0.0] * NUM_RANKS)  # by class
     set_aside: list[Sequence] = field(default_factory=list)  # newcomers that did not fit
     sequences: list[Sequence] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -44,7 +46,7 @@ class Step:
         """Leave out a newcomer that does not fit; the last one that may be is a barrier."""
         self.set_aside.append(sequence)
         if sequence.num_passed >= max_passes or len(self.set_aside) > max_sequences:
-            self.is_barred = True
+            self.barrier = min(self.barrier, sequence.rank)
 
     def load(self) -> StepLoad:
         """Return what the step-time model wants to know."""
