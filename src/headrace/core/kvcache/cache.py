@@ -94,8 +94,11 @@ class KVCache:
         """Append every cached block that continues a table; return the tokens gained.
 
         The last token is left out: it must be computed for its logits. All of the table's blocks
-        must be full.
+        must be full; while a step computes the newest of them nothing is taken, so that published
+        blocks stay the leading ones.
         """
+        if table.num_published < len(table.blocks):
+            return 0
         found: list[BlockId] = []
         for index in range(len(table.blocks), table.num_sharable):
             block = self.index.find(table.digest(index))

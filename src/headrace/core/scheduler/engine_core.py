@@ -67,7 +67,6 @@ class EngineCore:
         self._next_report: Seconds | None = None  # None while idle
         self._outputs: list[Output] = []  # of the event at hand
         self._num_changes = 0  # of the prefix cache, told
-        self._num_left = 0  # requests that ended in the event at hand
 
     def handle(self, event: EngineEvent, now: Seconds) -> list[EngineEffect]:
         """Take one event; return what should be done, in order."""
@@ -88,9 +87,6 @@ class EngineCore:
             case _:
                 assert_never(event)
         self._expire(now)
-        if self._num_left:
-            self._door.forecast.departed(now, self._num_left)
-            self._num_left = 0
         self._plan(effects, now)
         if self._live and not self.scheduler.in_flight:
             raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
@@ -118,6 +114,7 @@ class EngineCore:
         while plan := self.scheduler.schedule():
             if plan.starts:
                 _note_starts(self.scheduler.in_flight[-1], now)
+            self._door.forecast.planned(now, len(plan.starts))
             effects.append(Execute(plan))
 
     def _submit(self, request: Request, now: Seconds) -> list[Reject]:
@@ -210,7 +207,6 @@ class EngineCore:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._live[sequence.request.id]
-        self._num_left += 1
         self.scheduler.end(sequence)
 
     def _expire(self, now: Seconds) -> None:
@@ -295,13 +291,13 @@ def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
         config=config,
         rows=Rows(kv, Pace(model, itl=config.itl, batch_itl=config.batch_itl), drafter),
         ledger=ledger,
-        victims=Victims(kv, model, config.preemption),
+        victims=Victims(kv, model, config.preemption, ledger.patience),
     )
     door = Door(
         intake=Intake(spec),
         scheduler=scheduler,
         ledger=ledger,
-        forecast=Forecast(scheduler, config.max_num_seqs),
+        forecast=Forecast(scheduler),
         config=config,
     )
     return EngineCore(door, scheduler, counters, config.report_period)

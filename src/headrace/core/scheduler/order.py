@@ -44,7 +44,7 @@ STRETCH = 4.0
 OWED_SHARE = 0.05
 """Of the device's time, what a class that has work gets whatever better ones want."""
 
-TURN: Seconds = 0.25
+TURN: Seconds = 1.0
 """A class goes first once it is owed so much (or a whole step), until it has got it."""
 
 MOST_OWED = 4  # turns

@@ -19,6 +19,9 @@ MIN_CHUNK: Tokens = 16
 """What a step computes of prompts even if its decodes alone miss the target: prompts must come to
 an end."""
 
+AIM = 0.9
+"""Of a target, what steps are planned to take: predictions are not exact."""
+
 UNLIMITED: Seconds = float("inf")
 
 
@@ -40,15 +43,17 @@ class Pace:
         return self._batch_itl if yields else self._itl
 
     def begin(self, step: Step, target: Seconds) -> None:
-        """Leave in a step with all its decodes what ``target`` leaves for the rest."""
+        """Leave in a step with all its decodes what ``target`` leaves for the rest: nothing if
+        they come near it, less than nothing if they miss it by themselves."""
         if target < UNLIMITED:
-            step.seconds = target - self.model.seconds(step.load())
+            seconds = self.model.seconds(step.load())
+            step.seconds = target - seconds if seconds > target else max(AIM * target - seconds, 0)
 
     def chunk(self, step: Step, start: Tokens) -> Tokens:
         """Return how many tokens from ``start`` may still be added to a step."""
         if step.seconds == UNLIMITED:
             return step.budget
-        if step.seconds <= 0 and not step.num_prefill:  # decodes alone take too long
+        if step.seconds < 0 and not step.num_prefill:  # decodes alone take too long
             return min(step.budget, MIN_CHUNK)
         return min(step.budget, self.model.prefill_within(step.seconds, start))
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from headrace.core.costs.step_model import StepModel
     from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.order import Patience
     from headrace.core.scheduler.sequence import Sequence
     from headrace.types import Seconds, Tokens
 
@@ -32,12 +33,16 @@ class Preemption(StrEnum):
 
 
 class Victims:
-    """Chooses by ``policy``; ``kv`` tells what is shared, ``model`` what recomputation costs."""
+    """Chooses by ``policy``; ``kv`` tells what is shared, ``model`` what recomputation costs,
+    ``patience`` whose turn it is to run whatever better classes want."""
 
-    def __init__(self, kv: KVCache, model: StepModel, policy: Preemption) -> None:
+    def __init__(
+        self, kv: KVCache, model: StepModel, policy: Preemption, patience: Patience
+    ) -> None:
         self._kv = kv
         self._model = model
         self._policy = policy
+        self._patience = patience
         self.headroom = Headroom(kv.block_size, adapts=policy is Preemption.LEAST_REGRET)
 
     def choose(self, running: List[Sequence]) -> Sequence:
@@ -57,7 +62,8 @@ class Victims:
         held = max(sequence.num_computed - kept, 1)
         lost = self._model.recompute_seconds(held, kept)
         remaining = max(sequence.max_tokens - len(sequence.tokens), 1)
-        return -sequence.rank, lost / (held * remaining), -sequence.id
+        rank = 0 if self._patience.has_turn(sequence.rank) else sequence.rank
+        return -rank, lost / (held * remaining), -sequence.id
 
 
 class Headroom:

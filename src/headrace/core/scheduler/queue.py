@@ -128,16 +128,32 @@ class WaitingQueue:
             if sequences := self._parked.pop(digest, None):
                 self.put_back(sequences)
 
-    def before(self, rank: int, start: Seconds) -> Tokens:
-        """Count the tokens of those that go before one of a class that must start at ``start``.
+    def ahead_of(self, newcomer: Sequence) -> tuple[int, Tokens]:
+        """Guess how many go before a newcomer, and how many tokens they have.
 
-        Tenants are not told apart. O(n): for those who ask for a first token in time.
+        All of better classes; of its tenant those that must start first, and of each other tenant as
+        many more, one after the other. O(n): for those who ask for a first token in time.
         """
-        return sum(
-            len(each.tokens)
-            for each in self._waiting.values()
-            if (each.rank, each.latest_start) <= (rank, start)
-        )
+        rank, start, tenant = newcomer.rank, newcomer.latest_start, newcomer.account.tenant
+        own = others = 0
+        tokens: Tokens = 0
+        rivals: dict[str, list[int]] = {}  # tenant -> requests, tokens
+        for each in self._waiting.values():
+            if each.rank < rank or (
+                each.rank == rank and each.account.tenant == tenant and each.latest_start <= start
+            ):
+                own += each.rank == rank
+                others += each.rank != rank
+                tokens += len(each.tokens)
+            elif each.rank == rank and each.account.tenant != tenant:
+                rival = rivals.setdefault(each.account.tenant, [0, 0])
+                rival[0] += 1
+                rival[1] += len(each.tokens)
+        for count, length in rivals.values():
+            first = min(count, own + 1)
+            others += first
+            tokens += length * first // count
+        return own + others, tokens
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless everybody who waits will be looked at."""

@@ -306,4 +306,3 @@ class Scheduler:
         last = sequence.last_step
         touched = self.in_flight and last is not None and last >= self.in_flight[0].id
         self.running.remove(sequence, after=last if touched else None)
-
