@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.core.kvcache.chain import chain_root
@@ -74,6 +75,8 @@ class Intake:
         if request.max_tokens < 1:
             reason = f"max_tokens is {request.max_tokens}; it must be at least 1"
             return Reject(request.id, InvalidRequest.code, reason)
+        if reason := _not_usable(request):
+            return Reject(request.id, InvalidRequest.code, reason)
         if not 0 <= request.num_prior < length:
             reason = f"num_prior is {request.num_prior} of a prompt of {length} tokens"
             return Reject(request.id, InvalidRequest.code, reason)
@@ -116,3 +119,16 @@ class Intake:
             else f"the KV cache holds {self.max_context}"
         )
         return f"the prompt has {length} tokens; {whose}, and output needs room too: shorten it"
+
+
+def _not_usable(request: Request) -> str:
+    """Return which of the numbers that order requests cannot, or nothing."""
+    if not 0 < request.weight < float("inf"):
+        return f"weight is {request.weight}; it must be finite and greater than 0"
+    if request.itl is not None and not request.itl > 0:
+        return f"itl is {request.itl} s; it must be greater than 0"
+    if request.first_token_by is not None and not isfinite(request.first_token_by):
+        return f"first_token_by is {request.first_token_by}; it must be a time"
+    if request.deadline is not None and not isfinite(request.deadline):
+        return f"deadline is {request.deadline}; it must be a time"
+    return ""
