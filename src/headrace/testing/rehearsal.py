@@ -108,3 +108,18 @@ class Rehearsal:
                     self.report = effect
                 case _:
                     pass
+
+
+def forget_preempted(core: EngineCore, forgotten: set[tuple[int, int]]) -> None:
+    """Let preempted sequences that wait find nothing cached of what they had computed.
+
+    What engines pay that recompute all of a preempted sequence: a baseline for comparisons.
+    ``forgotten`` remembers who was made to forget.
+    """
+    for sequence in core.scheduler.waiting:
+        key = (sequence.id, sequence.num_known)
+        if sequence.num_known and key not in forgotten:
+            forgotten.add(key)
+            table = sequence.table
+            table.chain.clear()
+            table.root, table.awaits, table.num_found = b"%d/%d" % key, b"", 0

@@ -45,6 +45,7 @@ class Pace:
     def begin(self, step: Step, target: Seconds) -> None:
         """Leave in a step with all its decodes what ``target`` leaves for the rest: nothing if
         they come near it, less than nothing if they miss it by themselves."""
+        step.seconds = UNLIMITED
         if target < UNLIMITED:
             seconds = self.model.seconds(step.load())
             step.seconds = target - seconds if seconds > target else max(AIM * target - seconds, 0)

@@ -200,7 +200,7 @@ class Scheduler:
         """Plan decodes of the batch class as far as time is left, those first that waited most."""
         if not yielding:
             return
-        if not step.rows:
+        if not step.rows or self._ledger.patience.has_turn(BATCH_RANK):
             self.pace.begin(step, min(s.target for s in yielding))
         yielding.sort(key=_by_last_step)
         for sequence in yielding:
