@@ -55,6 +55,10 @@ class BlockTable:
         """Return what block ``index`` is chained to."""
         return self.digest(index - 1) if index else self.root
 
+    def begins_like(self, other: BlockTable) -> bool:
+        """Whether the first blocks of both are full and hold the same."""
+        return self.is_full(0) and other.is_full(0) and self.digest(0) == other.digest(0)
+
     def is_full(self, index: int) -> bool:
         """Whether the known tokens fill block ``index``."""
         return (index + 1) * self.block_size <= len(self.tokens)

@@ -14,9 +14,9 @@ u took; R_j(u) is all that they could take until their ends. Hence
     S_j - S_i <= S_j(u) + R_j(u) / w_j - S_i(u) <= R_j(u) / w_j
 
 which is at most what ``max_num_seqs`` requests of the greatest length take: it does not grow with
-time. Charges come when a step is planned, so "now" may be a step ahead. A request of i that does not
-fit is passed by others ``max_passes`` times, and one that waits for content until it has come: the
-bound grows by what those take.
+time. Charges come when a step is planned, so "now" may be a step ahead. A request of i that does
+not fit is passed by others ``max_passes`` times, and one that waits for content until it has come:
+the bound grows by what those take.
 """
 
 from __future__ import annotations

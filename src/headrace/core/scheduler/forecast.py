@@ -1,8 +1,8 @@
 """Forecast: when a request's first token would come, if it were let in now.
 
 Whatever is short (time, places, memory), the queue moves at some pace: how long it takes from one
-start to the next while somebody waits is measured. Where nobody waits, the work under way counts, at
-the speed at which steps leave time for prompts. It decides who is told at once that what it asks
+start to the next while somebody waits is measured. Where nobody waits, the work under way counts,
+at the speed at which steps leave time for prompts. It decides who is told at once that what it asks
 for cannot be. What comes later and goes first it does not know.
 """
 

@@ -51,7 +51,14 @@ class Victims:
             return running[-1]
         return min(running, key=self._regret)
 
-    def num_freed(self, sequence: Sequence) -> int:
+    def suffice(self, sequences: List[Sequence], newcomer: Sequence, spare: int) -> bool:
+        """Whether ``spare`` blocks and those of ``sequences`` are enough for a newcomer."""
+        kv, table = self._kv, newcomer.table
+        shared = any(table.begins_like(each.table) for each in sequences)  # and lost with them
+        demand = kv.blocks_for(len(table.tokens)) if shared else kv.survey.demand(table)
+        return demand <= spare + sum(self._num_freed(each) for each in sequences)
+
+    def _num_freed(self, sequence: Sequence) -> int:
         """Count the blocks that a sequence holds alone, or that are promised to it."""
         kept = self._kv.survey.num_shared(sequence.table)
         return self._kv.blocks_for(max(sequence.num_computed, len(sequence.tokens))) + 1 - kept

@@ -131,8 +131,8 @@ class WaitingQueue:
     def ahead_of(self, newcomer: Sequence) -> tuple[int, Tokens]:
         """Guess how many go before a newcomer, and how many tokens they have.
 
-        All of better classes; of its tenant those that must start first, and of each other tenant as
-        many more, one after the other. O(n): for those who ask for a first token in time.
+        All of better classes; of its tenant those that must start first, and of each other tenant
+        as many and one more, in turn. O(n): for those who ask for a first token in time.
         """
         rank, start, tenant = newcomer.rank, newcomer.latest_start, newcomer.account.tenant
         own = others = 0

@@ -236,40 +236,43 @@ class Scheduler:
             if self.kv.coming.awaits(sequence.table):
                 waiting.park(sequence, sequence.table.awaits)
                 continue
-            demand = self.kv.survey.demand(sequence.table)
-            fits = self._fits(step, demand) or self._clear(step, rank, demand)
-            if not fits and not self._fits(step, 1):
+            fits = self._fits(step, sequence) or self._clear(step, sequence)
+            if not fits and not self._has_place(step):
                 return
             waiting.set_aside(sequence)
             if fits:
+                demand = self.kv.survey.demand(sequence.table)
                 self._start(step, sequence)
                 step.spare -= demand + 1
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
-    def _fits(self, step: Step, demand: int) -> bool:
-        """Whether one more that needs ``demand`` blocks may run."""
-        return demand <= step.spare and len(self.running) < self._config.max_num_seqs
+    def _has_place(self, step: Step) -> bool:
+        """Whether one more may run, if it is small."""
+        return step.spare > 0 and len(self.running) < self._config.max_num_seqs
 
-    def _clear(self, step: Step, rank: int, demand: int) -> bool:
+    def _fits(self, step: Step, sequence: Sequence) -> bool:
+        """Whether a newcomer may run."""
+        return self._has_place(step) and self.kv.survey.demand(sequence.table) <= step.spare
+
+    def _clear(self, step: Step, newcomer: Sequence) -> bool:
         """Preempt sequences that yield until a better newcomer fits; nobody if it would not."""
-        if rank == BATCH_RANK or self._ledger.patience.has_turn(BATCH_RANK):
+        if newcomer.yields or self._ledger.patience.has_turn(BATCH_RANK):
             return False
         yielding = [s for s in self.running if s.yields and s.last_step != step.id]
-        held = sum(self._victims.num_freed(s) for s in yielding)
-        if not yielding or demand > step.spare + held:
+        if not yielding or not self._victims.suffice(yielding, newcomer, step.spare):
             return False
         if self.in_flight:
             self._drains = True
             return False
-        while yielding and not self._fits(step, demand):
+        while yielding and not self._fits(step, newcomer):
             victim = self._victims.choose(yielding)
             yielding.remove(victim)
             self._preempt(victim)
             step.spare = self.kv.num_free - self._promised(
                 [s for s in self.running if s.num_missing > 1]
             )
-        return self._fits(step, demand)
+        return self._fits(step, newcomer)
 
     def _start(self, step: Step, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
