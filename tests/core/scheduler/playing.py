@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.executor.simulated import SimulatedExecutor
 from headrace.testing.engines import GREEDY, simulated_spec
@@ -15,6 +14,7 @@ from headrace.types import PriorityClass, Request, RequestId
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.plan import StepPlan
 
 VOCABULARY = 256

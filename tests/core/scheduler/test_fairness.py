@@ -14,6 +14,8 @@ from headrace.core.scheduler.fairness import MAX_IDLE, Account, Ledger
 from headrace.core.scheduler.order import Order
 
 if TYPE_CHECKING:
+    from playing import Arrival
+
     from headrace.core.scheduler.scheduler import Scheduler
     from headrace.testing.rehearsal import Rehearsal
 
@@ -123,20 +125,24 @@ def test_two_tenants_with_a_backlog_are_never_further_apart_than_running_request
     assert max(gaps) <= max(at_most(*tenant) for tenant in tenants)
 
 
+def largest_gap(load: list[Arrival], until: float) -> float:
+    gaps: list[float] = []
+
+    def watch(_now: float, _plan: object) -> None:
+        services = accounts(played)
+        if len(services) == 2:
+            gaps.append(abs(services["short"] - services["long"]))
+
+    played = rehearsal(SchedulerConfig(max_num_seqs=8), watch=watch)
+    played.play(load, until=until)
+    return max(gaps)
+
+
 def test_the_gap_does_not_grow_with_time():
     largest = []
     for until in (20, 80):
-        gaps: list[float] = []
-
-        def watch(_now: float, _plan: object, gaps: list[float] = gaps) -> None:
-            services = accounts(played)
-            if len(services) == 2:
-                gaps.append(abs(services["short"] - services["long"]))
-
-        played = rehearsal(SchedulerConfig(max_num_seqs=8), watch=watch)
         load = merged(backlog("short", 16, 8, count=1500), backlog("long", 200, 100, count=300))
-        played.play(load, until=until)
-        largest.append(max(gaps))
+        largest.append(largest_gap(load, until))
     assert largest[1] <= 1.5 * largest[0]
 
 
@@ -174,7 +180,7 @@ def test_a_tenant_with_one_request_is_served_beside_a_flood_of_another():
 
 
 def test_two_clients_that_overload_get_equal_service_and_no_throughput_is_lost():
-    """1.5 and 3.0 requests/s of 256 + 256 tokens (the two-client overload of Sheng et al., 2024)."""
+    """1.5 and 3.0 requests/s of 256 + 256 tokens: the overload of Sheng et al. (OSDI 2024)."""
 
     def load(tenant: str, rate: float):
         def make(index: int, _rng: object, _now: float):

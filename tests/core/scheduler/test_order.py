@@ -1,4 +1,4 @@
-"""Who goes first: classes, latest starts, what a class is owed. With long prompts, in virtual time."""
+"""Who goes first: classes, latest starts, long prompts, and what a class is owed."""
 
 from __future__ import annotations
 

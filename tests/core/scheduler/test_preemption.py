@@ -55,6 +55,19 @@ class Stage:
         self.running.append(sequence)
         return sequence
 
+    def waiting(self, prompt: list[int] | int) -> Sequence:
+        if isinstance(prompt, int):
+            prompt = [9000 + i for i in range(prompt)]
+        return Sequence(
+            id=SequenceId(99),
+            request=request_of("waits", prompt),
+            tokens=prompt,
+            table=BlockTable(prompt, SIZE, b""),
+            max_tokens=100,
+            beginning=None,
+            account=Account("a", 1),
+        )
+
 
 def test_last_in_takes_the_newest():
     stage = Stage(Preemption.LAST_IN)
@@ -92,9 +105,20 @@ def test_freed_are_the_blocks_that_nobody_shares_and_one_to_grow():
     stage = Stage()
     prefix = list(range(16))
     first = stage.run([*prefix, *range(100, 108)], 50)
-    assert stage.victims.num_freed(first) == 6 + 1
+    stranger = stage.waiting(4 * 9)
+    assert stage.victims.suffice([first], stranger, 9 - (6 + 1))
+    assert not stage.victims.suffice([first], stranger, 9 - (6 + 1) - 1)
     second = stage.run([*prefix, *range(200, 208)], 50)
-    assert stage.victims.num_freed(first) == stage.victims.num_freed(second) == 2 + 1
+    assert stage.victims.suffice([first, second], stranger, 9 - 2 * (2 + 1))
+    assert not stage.victims.suffice([first, second], stranger, 9 - 2 * (2 + 1) - 1)
+
+
+def test_what_a_newcomer_would_share_with_its_victim_is_lost_with_it():
+    stage = Stage()
+    prefix = list(range(16))
+    first = stage.run([*prefix, *range(100, 108)], 50)
+    newcomer = stage.waiting([*prefix, *range(200, 220)])  # 9 blocks, 4 of them held by `first`
+    assert not stage.victims.suffice([first], newcomer, 9 - (6 + 1) - 1)
 
 
 def test_headroom_doubles_with_preemptions_up_to_a_bound_and_shrinks_to_a_block():
