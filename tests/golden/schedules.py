@@ -20,6 +20,7 @@ from headrace.core.scheduler.events import (
     EngineEvent,
     Execute,
     KvChanged,
+    Reject,
     StepDone,
     StepFailed,
     Submit,
@@ -27,7 +28,7 @@ from headrace.core.scheduler.events import (
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
-from headrace.types import Request, RequestId
+from headrace.types import PriorityClass, Request, RequestId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,15 @@ SPEC = simulated_spec(num_blocks=12, block_size=4)
 
 
 def request_of(
-    name: str, prompt: Sequence[int], max_tokens: int = 4, stop: tuple[int, ...] = ()
+    name: str,
+    prompt: Sequence[int],
+    max_tokens: int = 4,
+    stop: tuple[int, ...] = (),
+    *,
+    tenant: str = "default",
+    priority: PriorityClass = PriorityClass.STANDARD,
+    itl: float | None = None,
+    first_token_by: float | None = None,
 ) -> Request:
     return Request(
         id=RequestId(name),
@@ -49,6 +58,10 @@ def request_of(
         max_tokens=max_tokens,
         stop_token_ids=stop,
         sampling=GREEDY,
+        tenant=tenant,
+        priority=priority,
+        itl=itl,
+        first_token_by=first_token_by,
     )
 
 
@@ -106,6 +119,62 @@ def abort_and_failure() -> EngineHarness:
     return engine
 
 
+def classes_go_before_each_other() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=16))
+    batch, interactive = PriorityClass.BATCH, PriorityClass.INTERACTIVE
+    engine.submit(request_of("batch0", range(6), max_tokens=6, priority=batch))
+    engine.submit(request_of("batch1", range(10, 16), max_tokens=6, priority=batch))
+    engine.finish_step()
+    engine.submit(request_of("standard", range(20, 26), max_tokens=2))
+    engine.submit(request_of("quick", range(30, 36), max_tokens=2, priority=interactive))
+    return engine
+
+
+def tenants_take_turns() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=1))
+    for index in range(4):
+        prompt = range(10 * index, 10 * index + 3)
+        engine.submit(request_of(f"greedy{index}", prompt, max_tokens=2, tenant="greedy"))
+    for index in range(2):
+        prompt = range(100 + 10 * index, 103 + 10 * index)
+        engine.submit(request_of(f"modest{index}", prompt, max_tokens=2, tenant="modest"))
+    return engine
+
+
+def short_ones_pass_a_long_one() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=8))
+    engine.submit(request_of("long", range(28), max_tokens=2))
+    engine.submit(request_of("short0", range(100, 105), max_tokens=2))
+    engine.finish_step()
+    engine.submit(request_of("short1", range(200, 205), max_tokens=2))
+    return engine
+
+
+def chunks_keep_a_target() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=4))
+    engine.submit(request_of("talks", range(4), max_tokens=8, itl=0.018))
+    engine.submit(request_of("reads", range(100, 128), max_tokens=2))
+    return engine
+
+
+def the_one_with_least_regret_is_preempted() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig())
+    engine.submit(request_of("asks for more", range(16), max_tokens=24))
+    engine.submit(request_of("is nearly done", range(100, 116), max_tokens=12))
+    return engine
+
+
+def what_comes_too_late_is_refused() -> EngineHarness:
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=1))
+    engine.submit(request_of("runs", range(4), max_tokens=16))
+    for _ in range(10):
+        engine.finish_step()
+    soon, later = engine.now + 0.01, engine.now + 10
+    engine.submit(request_of("hasty", range(10, 30), max_tokens=2, first_token_by=soon))
+    engine.submit(request_of("patient", range(30, 40), max_tokens=2, first_token_by=later))
+    return engine
+
+
 SCENARIOS: tuple[Callable[[], EngineHarness], ...] = (
     decodes_beside_a_long_prefill,
     a_group_shares_its_prefix,
@@ -113,6 +182,12 @@ SCENARIOS: tuple[Callable[[], EngineHarness], ...] = (
     a_big_one_is_passed_and_then_a_barrier,
     two_steps_in_flight,
     abort_and_failure,
+    classes_go_before_each_other,
+    tenants_take_turns,
+    short_ones_pass_a_long_one,
+    chunks_keep_a_target,
+    the_one_with_least_regret_is_preempted,
+    what_comes_too_late_is_refused,
 )
 
 
@@ -152,6 +227,8 @@ def lines_of(effect: EngineEffect) -> Iterator[str]:
                     yield begin_line(output)
                 if output.finish is not None:
                     yield f"{output.request_id} ends: {output.finish}"
+        case Reject(request_id, code, reason):
+            yield f"refuse {request_id}: {code}: {reason}"
         case KvChanged(number, stored, removed):
             yield f"cache {number}: {len(stored)} stored, {len(removed)} removed"
         case _:
