@@ -107,8 +107,6 @@ class KVCache:
             self._pool.share(block)
             found.append(block)
         if found:
-            for index in range(table.num_published, len(table.blocks)):
-                self.coming.settle(table.digest(index), table)  # others were quicker
             table.blocks += tuple(found)
             table.num_published = len(table.blocks)
         return len(found) * self.block_size

@@ -29,7 +29,7 @@ from headrace.core.scheduler.order import NUM_RANKS, Patience
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from headrace.core.costs.step_model import StepCoefficients
+    from headrace.core.costs.step_model import StepModel
     from headrace.core.scheduler.sequence import Sequence
     from headrace.core.scheduler.step import Step
     from headrace.types import Seconds, Tokens
@@ -97,17 +97,17 @@ class Ledger:
     def charge_step(
         self,
         step: Step,
-        costs: StepCoefficients,
-        seconds: Seconds,
+        model: StepModel,
         running: Iterable[Sequence],
         waiting: Iterable[int],
     ) -> None:
-        """Charge a step's rows, and the KV cache held while it takes ``seconds``.
+        """Charge a step's rows, and the KV cache held while it takes what ``model`` predicts.
 
         The tokens of chunks are charged where they are planned. ``waiting`` counts by class.
         """
         if len(self._accounts) < 2:  # nobody to compare with
             return
+        costs, seconds = model.coefficients, model.seconds(step.load())
         per_token = KV_PRICE * seconds / self._capacity
         wants = [count > 0 for count in waiting]
         spent = step.spent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,13 @@ from headrace.core.scheduler.sequence import Status
 from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from headrace.core.kvcache.cache import KVCache
     from headrace.core.scheduler.preemption import Headroom
     from headrace.core.scheduler.sequence import Sequence
-    from headrace.types import SequenceId, StepId
+    from headrace.core.scheduler.step import Step
+    from headrace.types import SequenceId, StepId, Tokens
 
 _by_arrival = attrgetter("id")
 
@@ -65,8 +67,18 @@ class Running:
             kv.blocks_for(min(most, s.max_tokens - len(s.tokens))) or 1 for s in self.sequences
         )
 
-    def check_integrity(self, unseen: Mapping[SequenceId, int]) -> None:
+    def num_missing(self) -> Tokens:
+        """Count the tokens of prompts that are not computed yet."""
+        return sum(s.num_missing for s in self.sequences if s.num_missing > 1)
+
+    def check_integrity(self, in_flight: Iterable[Step]) -> None:
         """Raise InvariantBroken unless every sequence has its blocks and its samples in flight."""
+        unseen = Counter(
+            sequence.id
+            for step in in_flight
+            for sequence, row in zip(step.sequences, step.rows, strict=True)
+            if row.samples
+        )
         for sequence in self.sequences:
             capacity = len(sequence.table.blocks) * self._kv.block_size
             if sequence.status is not Status.RUNNING or sequence.num_computed > capacity:

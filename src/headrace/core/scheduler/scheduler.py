@@ -20,7 +20,7 @@ It knows no time, no requests' ends and no effects: that is EngineCore's.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.counters import Counters
     from headrace.core.scheduler.fairness import Ledger
+    from headrace.core.scheduler.pacing import Pace
     from headrace.core.scheduler.plan import StepPlan
     from headrace.core.scheduler.preemption import Victims
     from headrace.core.scheduler.rows import Rows
@@ -68,13 +69,17 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self.running = Running(kv)
         self.in_flight: deque[Step] = deque()
-        self.pace = rows.pace
         self._rows = rows
         self._counters = counters
         self._config = config
         self._ledger = ledger
         self._victims = victims
         self._drains = False  # somebody waits until nothing is in flight
+
+    @property
+    def pace(self) -> Pace:
+        """How steps are sized."""
+        return self._rows.pace
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -125,9 +130,7 @@ class Scheduler:
 
     def num_waiting_tokens(self) -> int:
         """Count the tokens that are missing, but for those of decodes."""
-        return self.waiting.num_tokens + sum(
-            s.num_missing for s in self.running if s.num_missing > 1
-        )
+        return self.waiting.num_tokens + self.running.num_missing()
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless sequences, tables and steps in flight agree."""
@@ -135,13 +138,7 @@ class Scheduler:
         self.waiting.check_integrity()
         if any(sequence.num_computed for sequence in self.waiting):
             raise InvariantBroken("a sequence that waits has computed tokens")
-        unseen = Counter(
-            sequence.id
-            for step in self.in_flight
-            for sequence, row in zip(step.sequences, step.rows, strict=True)
-            if row.samples
-        )
-        self.running.check_integrity(unseen)
+        self.running.check_integrity(self.in_flight)
         if not self.in_flight and self.kv.counts().in_flight:
             raise InvariantBroken("blocks are in flight, but no step is")
 
@@ -150,9 +147,7 @@ class Scheduler:
         self._counters.steps += 1
         step.ends = tuple(self.running.ends)
         self.running.ends.clear()
-        seconds = self.pace.predicted(step)
-        costs = self.pace.model.coefficients
-        self._ledger.charge_step(step, costs, seconds, self.running, self.waiting.by_rank)
+        self._ledger.charge_step(step, self.pace.model, self.running, self.waiting.by_rank)
         self._victims.headroom.stepped()
         self.in_flight.append(step)
         return step.plan()
@@ -241,9 +236,8 @@ class Scheduler:
                 return
             waiting.set_aside(sequence)
             if fits:
-                demand = self.kv.survey.demand(sequence.table)
+                step.spare -= self.kv.survey.demand(sequence.table) + 1
                 self._start(step, sequence)
-                step.spare -= demand + 1
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
