@@ -292,8 +292,11 @@ def print_rows(rows: dict[str, Row]) -> None:
 
 def spec_of(mode: str, args: argparse.Namespace, port: int) -> ServerSpec:
     command = [sys.executable, "-m", "headrace", "serve", MODEL, "--port", str(port)]
-    command += ["--speculation", mode, "--no-console", *shlex.split(args.flags)]
-    return ServerSpec(name=mode, command=command, port=port, ready_path="/ready")
+    command += ["--no-console", *shlex.split(args.flags)]
+    environment = {"HEADRACE_ENGINE_SPECULATION": mode}
+    return ServerSpec(
+        name=mode, command=command, port=port, ready_path="/ready", environment=environment
+    )
 
 
 def main() -> int:

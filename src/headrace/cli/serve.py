@@ -41,7 +41,6 @@ FLAGS = (
     Flag("--max-model-len", "engine.max_model_len", "N"),
     Flag("--max-num-seqs", "engine.max_num_seqs", "N"),
     Flag("--max-num-batched-tokens", "engine.max_num_batched_tokens", "N"),
-    Flag("--speculation", "engine.speculation", "MODE"),
     Flag("--drain-seconds", "server.drain_seconds", "S"),
     Flag("--admin", "server.admin", "PATH"),
     Flag("--journal", "server.journal", "FILE"),
