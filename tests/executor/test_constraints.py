@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.plan import Row, SequenceStart, StepPlan
 from headrace.errors import BadGrammar, MissingExtra
 from headrace.executor import constraints as constraints_module
@@ -280,13 +281,19 @@ def request_of(index: int, **fields: object) -> Request:
     return replace(request, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("speculation", Speculation)
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 def test_preempted_or_with_steps_in_flight_an_engine_says_what_an_undisturbed_one_says(
-    compiler: GrammarCompiler, tokenizer: Tokenizer, steps_in_flight: int
+    compiler: GrammarCompiler,
+    tokenizer: Tokenizer,
+    steps_in_flight: int,
+    speculation: Speculation,
 ) -> None:
     constraints = Constraints(compiler)
     spec = simulated_spec(num_blocks=24, vocab_size=VOCAB)
-    config = SchedulerConfig(max_num_seqs=8, max_steps_in_flight=steps_in_flight)
+    config = SchedulerConfig(
+        max_num_seqs=8, max_steps_in_flight=steps_in_flight, speculation=speculation
+    )
     engine = simulated_engine(spec, config, constraints)
     requests = [request_of(index) for index in range(8)]
     for request in requests:
@@ -299,6 +306,21 @@ def test_preempted_or_with_steps_in_flight_an_engine_says_what_an_undisturbed_on
         assert engine.finishes[request.id] is expected.finish
         if request.constraint is not None and expected.finish is FinishReason.STOP:
             json.loads(tokenizer.decode(expected.tokens))
+
+
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_what_a_grammar_makes_repeat_itself_comes_in_few_steps(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, steps_in_flight: int
+):
+    config = SchedulerConfig(speculation=Speculation.LOOKUP, max_steps_in_flight=steps_in_flight)
+    spec = simulated_spec(vocab_size=VOCAB)
+    engine = simulated_engine(spec, config, Constraints(compiler))
+    many = Constraint(ConstraintKind.REGEX, "(abc){12}")
+    engine.submit(request_of(1, constraint=many))
+    engine.run_until_idle()
+    assert engine.finishes[RequestId("r1")] is FinishReason.STOP
+    assert tokenizer.decode(engine.tokens[RequestId("r1")]) == "abc" * 12
+    assert len(engine.plans) < 20
 
 
 def test_an_attempt_that_goes_on_elsewhere_says_the_rest(compiler: GrammarCompiler):

@@ -21,8 +21,6 @@ from headrace.core.scheduler.suffixes import SuffixIndex
 from headrace.errors import ConfigError
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
 from headrace.types import (
-    Constraint,
-    ConstraintKind,
     FinishReason,
     Request,
     RequestId,
@@ -146,13 +144,6 @@ def test_an_abort_discards_the_drafts_in_flight():
     assert len(engine.tokens[RequestId("r0")]) == drawn
     assert engine.reports[-1].discarded_tokens_total >= 1
     assert engine.core.scheduler.kv.counts().free == SPEC.num_blocks
-
-
-def test_a_sequence_with_a_grammar_gets_no_drafts():
-    engine = engine_of()
-    engine.submit(request_of(constraint=Constraint(ConstraintKind.JSON_OBJECT)))
-    engine.run_until_idle()
-    assert not any(num_drafts(engine))
 
 
 def test_a_long_prompt_enters_the_index_in_pieces():

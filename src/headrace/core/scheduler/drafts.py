@@ -180,8 +180,6 @@ class LookupDrafter:
             return
         budget = ENTER_PER_STEP
         for index, sequence in enumerate(step.sequences):
-            if sequence.request.constraint is not None:
-                continue
             if sequence.lookup is None:
                 sequence.lookup = Lookup(sequence.tokens, self._pool)
             lookup = sequence.lookup
