@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import re
 import shlex
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -312,6 +313,7 @@ def main() -> int:
     parser.add_argument("--note", default="", help="kept in the result")
     parser.add_argument("--json", type=Path, default=RESULTS / "speculation.json")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped
     load = float(Path("/proc/loadavg").read_text().split()[0])
     logs = Path(tempfile.mkdtemp(prefix="speculation-logs-"))
     servers = {
