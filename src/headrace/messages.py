@@ -159,6 +159,9 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     recomputed_tokens_total: Count = 0
     draft_tokens_total: Count = 0
     accepted_drafts_total: Count = 0
+    kv_blocks_pinned: Count = 0
+    kv_evicted_total: Count = 0
+    kv_regretted_total: Count = 0
 
 
 class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):

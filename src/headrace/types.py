@@ -193,3 +193,6 @@ class ReportLoad:
     recomputed_tokens_total: int = 0  # of those, tokens that had been computed before a preemption
     draft_tokens_total: int = 0  # guessed, and computed with the tokens that they follow
     accepted_drafts_total: int = 0  # of these, those that were drawn
+    kv_blocks_pinned: int = 0  # of the cached ones, those that clients asked to keep
+    kv_evicted_total: int = 0  # cached blocks whose content was lost to make room
+    kv_regretted_total: int = 0  # of those, the ones that were computed again before long

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headrace.core.kvcache.blocks import BlockPool
+from headrace.testing.eviction import OldestFirst
 from headrace.types import BlockId
 
 NUM_BLOCKS = 6
@@ -18,7 +19,9 @@ class BlockPoolStates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.evicted: list[int] = []
-        self.pool = BlockPool(NUM_BLOCKS, evict=self.evicted.append)
+        self.pool = BlockPool(
+            NUM_BLOCKS, evict=self.evicted.append, cached=OldestFirst()
+        )
         self.owners: list[int] = []  # one entry for each reference
         self.blank: list[int] = []
         self.untouched = list(range(NUM_BLOCKS))

@@ -67,6 +67,9 @@ class EngineFigures:
             (table.ENGINE_DRAFT_TOKENS, report.draft_tokens_total),
             (table.ENGINE_ACCEPTED_DRAFTS, report.accepted_drafts_total),
             (table.ENGINE_PREEMPTIONS, report.preemptions_total),
+            (table.KV_PINNED, report.kv_blocks_pinned),
+            (table.KV_EVICTED, report.kv_evicted_total),
+            (table.KV_REGRETTED, report.kv_regretted_total),
         ):
             put(metric, replica, value=value)
 

@@ -198,6 +198,15 @@ KV_BLOCKS = _gauge(
     "replica",
     "state",
 )
+KV_PINNED = _gauge(
+    "kv_blocks_pinned", "Cached KV blocks that clients asked to keep for a time.", "replica"
+)
+KV_EVICTED = _counter(
+    "kv_evicted_total", "Cached KV blocks whose content was lost to make room.", "replica"
+)
+KV_REGRETTED = _counter(
+    "kv_regretted_total", "Evicted KV blocks that were computed again before long.", "replica"
+)
 ENGINE_STEPS = _counter("engine_steps_total", "Steps planned.", "replica")
 ENGINE_STEP_SECONDS = _counter(
     "engine_step_seconds_total", "Time that the executor spent in steps.", "replica"

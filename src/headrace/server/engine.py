@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import (
@@ -175,6 +176,11 @@ def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
         refuse_late=settings.refuse_late,
         share_waiting=settings.share_waiting,
         share_partial=settings.share_partial,
+        eviction=EvictionConfig(
+            order=settings.eviction,
+            pinned_share=settings.pinned_share,
+            tenant_share=settings.tenant_share,
+        ),
     )
 
 

@@ -146,6 +146,20 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         int,
         Meta(ge=0, le=16, description="threads for masks of structured output; 0: in the step"),
     ] = 1
+    eviction: Annotated[
+        str,
+        Meta(
+            pattern="^(lru|foresight)$",
+            description="cached content that goes first: foresight (least wanted), lru (oldest)",
+        ),
+    ] = "foresight"
+    pinned_share: Annotated[
+        float, Meta(ge=0, le=1, description="of the KV cache, what a tenant may pin; 0: no pins")
+    ] = 0.25
+    tenant_share: Annotated[
+        float,
+        Meta(ge=0.01, le=1, description="of the KV cache, what a tenant keeps from others; 1: all"),
+    ] = 1.0
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25

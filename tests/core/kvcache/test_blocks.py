@@ -6,12 +6,13 @@ import pytest
 
 from headrace.core.kvcache.blocks import BlockPool
 from headrace.errors import InvariantBroken
+from headrace.testing.eviction import OldestFirst
 from headrace.types import BlockId
 
 
 def pool_of(num_blocks: int) -> tuple[BlockPool, list[BlockId]]:
     evicted: list[BlockId] = []
-    return BlockPool(num_blocks, evict=evicted.append), evicted
+    return BlockPool(num_blocks, evict=evicted.append, cached=OldestFirst()), evicted
 
 
 def test_blank_blocks_come_first_then_untouched_then_the_oldest_cached():

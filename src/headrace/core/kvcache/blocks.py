@@ -8,24 +8,46 @@ blocks come from three places, in this order:
 2. **untouched**: never used, in ascending order. After the blank ones, so that memory grows only
    when live and cached blocks together need it; before the cached ones, because throwing away
    content while empty memory lies about would cost computation.
-3. **cached**: content that can still be hit. Oldest first: the intrusive doubly linked list
-   *is* the eviction order. Owners give their blocks back tail first, so that of one chain the
-   end goes before the beginning: a prefix is worth more than what follows it.
+3. **cached**: content that can still be hit, in the order of an ``Evictable`` (eviction/). Owners
+   give their blocks back tail first.
 
-All operations are O(1) per block.
+All operations are O(1) per block, besides those of that order.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import InvariantBroken
 from headrace.types import BlockId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-_UNLINKED = -1  # inside the list arrays only; never leaves this module
+
+class Evictable(Protocol):
+    """The free cached blocks, and the order in which their content is lost."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+        ...
+
+    def add(self, block: BlockId) -> None:
+        """A block became free, its content is kept."""
+        ...
+
+    def remove(self, block: BlockId) -> None:
+        """A block is used again. Raises InvariantBroken if it is not in the order."""
+        ...
+
+    def pop(self) -> BlockId:
+        """Take the next victim out. There is one."""
+        ...
+
+    def victims(self) -> Iterator[BlockId]:
+        """All of them, next victim first."""
+        ...
 
 
 class BlockPool:
@@ -34,16 +56,16 @@ class BlockPool:
     ``evict`` is called with a block whose kept content is about to be lost.
     """
 
-    def __init__(self, num_blocks: int, evict: Callable[[BlockId], None]) -> None:
+    def __init__(
+        self, num_blocks: int, evict: Callable[[BlockId], None], cached: Evictable
+    ) -> None:
         self.num_blocks = num_blocks
         self._evict = evict
+        self._cached = cached
         self._references = [0] * num_blocks
         self._blank: list[BlockId] = []
         self._num_touched = 0  # blocks with an index from here on are untouched
         self._num_cached = 0
-        # A ring through `num_blocks`, which is no block: its next is the oldest cached block.
-        self._next = [_UNLINKED] * num_blocks + [num_blocks]
-        self._previous = [_UNLINKED] * num_blocks + [num_blocks]
 
     @property
     def num_free(self) -> int:
@@ -67,8 +89,8 @@ class BlockPool:
             block = BlockId(self._num_touched)
             self._num_touched += 1
         elif self._num_cached:
-            block = BlockId(self._next[self.num_blocks])
-            self._unlink(block)
+            block = self._cached.pop()
+            self._num_cached -= 1
             self._evict(block)
         else:
             raise InvariantBroken(f"no free block: all {self.num_blocks} are referenced")
@@ -78,7 +100,8 @@ class BlockPool:
     def share(self, block: BlockId) -> None:
         """Add a reference to a block, which may be free and cached."""
         if not self._references[block]:
-            self._unlink(block)
+            self._cached.remove(block)
+            self._num_cached -= 1
         self._references[block] += 1
 
     def give_back(self, block: BlockId, *, keep: bool) -> None:
@@ -90,31 +113,27 @@ class BlockPool:
         if references:
             return
         if keep:
-            self._link_newest(block)
+            self._cached.add(block)
+            self._num_cached += 1
         else:
             self._blank.append(block)
 
     def cached(self) -> list[BlockId]:
         """Return the free cached blocks, next to be evicted first. For tests and snapshots."""
-        blocks: list[BlockId] = []
-        block = self._next[self.num_blocks]
-        while block != self.num_blocks and len(blocks) <= self.num_blocks:
-            blocks.append(BlockId(block))
-            block = self._next[block]
-        return blocks
+        return list(self._cached.victims())
+
+    def next_victims(self, n: int) -> list[BlockId]:
+        """Return the first ``n`` of them, as things stand."""
+        return list(islice(self._cached.victims(), n))
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless every block is in exactly one place."""
         cached = self.cached()
-        linked = [b for b in range(self.num_blocks) if self._next[b] != _UNLINKED]
-        if len(cached) != self._num_cached or sorted(cached) != linked:
+        if not len(cached) == len(set(cached)) == len(self._cached) == self._num_cached:
             raise InvariantBroken(
                 f"{self._num_cached} cached blocks counted, {len(cached)} in order, "
-                f"{len(linked)} linked"
+                f"{len(set(cached))} distinct"
             )
-        for block in (*cached, self.num_blocks):
-            if self._previous[self._next[block]] != block:
-                raise InvariantBroken(f"the eviction order is torn behind block {block}")
         referenced = sum(1 for count in self._references if count)
         free = {*cached, *self._blank, *range(self._num_touched, self.num_blocks)}
         if any(self._references[b] for b in free) or len(free) != self.num_free:
@@ -125,19 +144,3 @@ class BlockPool:
                 f"{self.num_blocks - self._num_touched} untouched + {len(cached)} cached "
                 f"!= {self.num_blocks} blocks"
             )
-
-    def _unlink(self, block: BlockId) -> None:
-        before, after = self._previous[block], self._next[block]
-        if after == _UNLINKED:
-            raise InvariantBroken(f"block {block} is free and holds nothing: it cannot be shared")
-        self._next[before] = after
-        self._previous[after] = before
-        self._next[block] = self._previous[block] = _UNLINKED
-        self._num_cached -= 1
-
-    def _link_newest(self, block: BlockId) -> None:
-        ring = self.num_blocks
-        newest = self._previous[ring]
-        self._next[newest] = self._previous[ring] = block
-        self._previous[block], self._next[block] = newest, ring
-        self._num_cached += 1

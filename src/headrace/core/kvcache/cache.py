@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from headrace.core.kvcache.blocks import BlockPool
 from headrace.core.kvcache.chain import pack
 from headrace.core.kvcache.coming import Coming
+from headrace.core.kvcache.eviction.config import EvictionConfig
+from headrace.core.kvcache.eviction.evictor import Evictor
 from headrace.core.kvcache.prefix import Content, PrefixIndex
 from headrace.core.kvcache.survey import Survey
 from headrace.errors import InvariantBroken
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 MIN_PARTIAL = 4
 """Tokens that a copied block must save: computing fewer costs about what the copy does."""
+
+_EVICTION = EvictionConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class KVCache:
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
     another computes. ``index``, ``coming`` and ``survey`` are to be asked, and ``index`` is changed
-    by nobody else.
+    by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class KVCache:
         block_size: Tokens,
         share_partial: bool = True,
         share_waiting: bool = True,
+        eviction: EvictionConfig = _EVICTION,
     ) -> None:
         self.block_size = block_size
         self._share_partial = share_partial
         self.index = PrefixIndex()
         self.coming = Coming(self.index, shares=share_waiting)
-        self._pool = BlockPool(num_blocks, evict=self.index.drop)
+        self.evictor = Evictor(num_blocks, eviction, self.index.find)
+        self._pool = BlockPool(num_blocks, evict=self.index.drop, cached=self.evictor)
         self.survey = Survey(self._pool, self.index)
         self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
 
@@ -99,6 +105,7 @@ class KVCache:
         """
         if table.num_published < len(table.blocks):
             return 0
+        self.evictor.forget(table)
         found: list[BlockId] = []
         for index in range(len(table.blocks), table.num_sharable):
             block = self.index.find(table.digest(index))
@@ -109,6 +116,7 @@ class KVCache:
         if found:
             table.blocks += tuple(found)
             table.num_published = len(table.blocks)
+        self.evictor.found(table, found)
         return len(found) * self.block_size
 
     def copy_cached(self, table: BlockTable, step: StepId) -> PartialHit | None:
@@ -154,7 +162,8 @@ class KVCache:
         for index in range(table.num_published, num_computed // self.block_size):
             digest, start = table.digest(index), index * self.block_size
             tokens = pack(table.tokens[start : start + self.block_size])
-            self.index.add(table.blocks[index], Content(digest, table.parent(index), tokens))
+            if self.index.add(table.blocks[index], Content(digest, table.parent(index), tokens)):
+                self.evictor.published(table, index)
             self.coming.settle(digest, table)
             table.num_published = index + 1
 
@@ -172,6 +181,10 @@ class KVCache:
     def step_done(self, step: StepId) -> None:
         """Open the fence of a step that is done, or has failed."""
         self._give_back(self._fences.pop(step, ()))
+
+    def next_victims(self, n: int) -> list[BlockId]:
+        """Return the next ``n`` blocks whose content would be lost, as things stand."""
+        return self._pool.next_victims(n)
 
     def counts(self) -> BlockCounts:
         """Return how many blocks are in which state."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.kvcache.chain import extend
+from headrace.core.kvcache.eviction.marks import NOBODY
 
 if TYPE_CHECKING:
+    from headrace.core.kvcache.eviction.marks import Owner, Visit
     from headrace.types import BlockId, TokenId, Tokens
 
 
@@ -20,7 +22,7 @@ class BlockTable:
     came from the prefix cache or were offered to it. ``awaits`` is the digest that was last found
     to be on its way, ``num_found`` how many blocks before it were found cached (shortcuts for the
     next look). ``urgency`` orders sequences that may have to wait for each other, most urgent
-    first. Only KVCache changes a table.
+    first. ``owner`` and ``visit`` are for eviction. Only KVCache changes a table.
     """
 
     tokens: list[TokenId]
@@ -32,6 +34,8 @@ class BlockTable:
     awaits: bytes = b""
     num_found: int = 0
     urgency: int = 0
+    owner: Owner = NOBODY
+    visit: Visit | None = None
 
     @property
     def num_sharable(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
@@ -52,6 +53,8 @@ class SchedulerConfig:
     """Who gives up its memory when it runs short: see preemption.py."""
     refuse_late: bool = True
     """Refuse at once what cannot be served within what it asks for."""
+    eviction: EvictionConfig = field(default_factory=EvictionConfig)
+    """Which cached content goes first."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (

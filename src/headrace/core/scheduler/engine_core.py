@@ -71,6 +71,7 @@ class EngineCore:
     def handle(self, event: EngineEvent, now: Seconds) -> list[EngineEffect]:
         """Take one event; return what should be done, in order."""
         effects: list[EngineEffect] = []
+        self.scheduler.kv.evictor.advance(now)
         match event:
             case StepDone(step_id, result):
                 step = self.scheduler.land(step_id)
@@ -237,6 +238,7 @@ class EngineCore:
 
     def _load(self) -> ReportLoad:
         counts, counters, scheduler = self.scheduler.kv.counts(), self._counters, self.scheduler
+        eviction = scheduler.kv.evictor.figures()
         return ReportLoad(
             step=counters.steps,
             running=len(scheduler.running),
@@ -255,6 +257,9 @@ class EngineCore:
             recomputed_tokens_total=counters.recomputed_tokens,
             draft_tokens_total=counters.draft_tokens,
             accepted_drafts_total=counters.accepted_drafts,
+            kv_blocks_pinned=eviction.pinned,
+            kv_evicted_total=eviction.evicted,
+            kv_regretted_total=eviction.regretted,
         )
 
 
@@ -281,6 +286,7 @@ def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
         block_size=spec.block_size,
         share_partial=config.share_partial,
         share_waiting=config.share_waiting,
+        eviction=config.eviction,
     )
     model = StepModel(calibration=spec.calibration)
     ledger = Ledger(capacity=spec.num_blocks * spec.block_size, fair=config.fair)

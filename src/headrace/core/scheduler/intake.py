@@ -7,6 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.core.kvcache.chain import chain_root
+from headrace.core.kvcache.eviction.marks import Owner
 from headrace.core.kvcache.table import BlockTable
 from headrace.core.scheduler.events import Reject
 from headrace.core.scheduler.sequence import Beginning, Sequence
@@ -96,6 +97,12 @@ class Intake:
         tokens = list(request.prompt)
         block_size = self.spec.block_size
         table = BlockTable(tokens, block_size, root=request.chain_root)
+        table.owner = Owner(
+            tenant=request.tenant,
+            session=request.session,
+            retention=request.retention,
+            num_prompt_blocks=len(tokens) // block_size,
+        )
         if request.chain_root:
             table.chain = list(request.chain[: len(tokens) // block_size])
         else:

@@ -1,0 +1,203 @@
+"""Evictor: the order of all free cached blocks, and what it is made of.
+
+Victims come from the first of these that has one::
+
+    surplus    the oldest content of a tenant over its quota (quotas.py)
+    plain      by the order that the settings name (lru.py, foresight.py)
+    wanted     what the waiting queue will hit, latest first (wanted.py)
+    pinned     what somebody asked to keep, until its time is over (pins.py)
+
+It is told what happens to content (found, published, lost), which requests wait, and what time
+it is; it moves nothing and computes no content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from headrace.core.kvcache.eviction.config import FORESIGHT, EvictionConfig
+from headrace.core.kvcache.eviction.foresight import ForesightOrder
+from headrace.core.kvcache.eviction.lru import LruOrder
+from headrace.core.kvcache.eviction.marks import Mark
+from headrace.core.kvcache.eviction.pins import Pins
+from headrace.core.kvcache.eviction.quotas import NoQuotas, Quotas, TenantQuotas
+from headrace.core.kvcache.eviction.regrets import Regrets
+from headrace.core.kvcache.eviction.visits import Visits
+from headrace.core.kvcache.eviction.wanted import Expectations, WantedOrder
+from headrace.errors import InvariantBroken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from headrace.core.kvcache.eviction.order import EvictionOrder
+    from headrace.core.kvcache.table import BlockTable
+    from headrace.types import BlockId, Seconds
+
+
+class EvictionFigures(NamedTuple):
+    """Of one cache, from its start."""
+
+    pinned: int  # free cached blocks that are pinned now
+    evicted: int
+    regretted: int  # of those, how many were computed again before long
+
+
+@dataclass(slots=True, eq=False)
+class _Levels:
+    """Where a free cached block may be; in exactly one of the three."""
+
+    plain: EvictionOrder
+    wanted: WantedOrder
+    pins: Pins
+    quotas: Quotas
+
+
+class Evictor:
+    """``find`` returns the block that holds a digest. O(log n) per block."""
+
+    def __init__(
+        self, num_blocks: int, config: EvictionConfig, find: Callable[[bytes], BlockId | None]
+    ) -> None:
+        foresight = config.order == FORESIGHT
+        self._find = find
+        self._now: Seconds = 0.0
+        self._marks: dict[BlockId, Mark] = {}
+        self._levels = _Levels(
+            plain=ForesightOrder(num_blocks) if foresight else LruOrder(num_blocks),
+            wanted=WantedOrder(),
+            pins=Pins(int(config.pinned_share * num_blocks)),
+            quotas=(
+                TenantQuotas(int(config.tenant_share * num_blocks))
+                if config.tenant_share < 1
+                else NoQuotas()
+            ),
+        )
+        self._visits = Visits()
+        self._expectations = Expectations(config.lookahead_blocks if foresight else 0)
+        self._regrets = Regrets()
+
+    def __len__(self) -> int:
+        levels = self._levels
+        return len(levels.plain) + len(levels.wanted) + len(levels.pins)
+
+    def __contains__(self, block: object) -> bool:
+        levels = self._levels
+        return block in levels.plain or block in levels.wanted or block in levels.pins
+
+    def advance(self, now: Seconds) -> None:
+        """Tell the time: pins end, and a slice of the waiting requests' content is looked at."""
+        self._now = now
+        pins, quotas = self._levels.pins, self._levels.quotas
+        while (block := pins.pop(until=now)) is not None:
+            quotas.remove(block)
+            self._place(block)
+        wanted, unwanted = self._expectations.work()
+        for digest in (*wanted, *unwanted):
+            block = self._find(digest)
+            if block is not None and block in self and block not in pins:
+                self._displace(block)
+                self._place(block)
+
+    def expect(self, table: BlockTable, rank: int) -> None:
+        """A table waits; lower ranks are served first."""
+        self._expectations.expect(table, rank)
+
+    def forget(self, table: BlockTable) -> None:
+        """A table waits no more."""
+        self._expectations.forget(table)
+
+    def found(self, table: BlockTable, blocks: list[BlockId]) -> None:
+        """A table shares blocks with cached content; all of one lookup, in order."""
+        visit = self._visits.of(table, self._marks.get(blocks[-1]) if blocks else None)
+        for block in blocks:
+            mark = self._marks[block]
+            if mark.visit is not visit:  # it is, when a table comes back from preemption
+                mark.reuse += 1
+                mark.visit = visit
+            self._levels.plain.used(mark, self._now)
+
+    def published(self, table: BlockTable, index: int) -> None:
+        """A table's block ``index`` holds content that can be hit from now on."""
+        visit = self._visits.of(table, None)
+        digest = table.chain[index]
+        self._regrets.computed(digest)
+        mark = Mark(digest, index, visit.turn, visit)
+        self._marks[table.blocks[index]] = mark
+        self._levels.plain.used(mark, self._now)
+
+    def add(self, block: BlockId) -> None:
+        """A published block that is in use no more. Its owner's retention runs from now."""
+        mark = self._marks[block]
+        owner = mark.visit.owner
+        if owner.retention is not None and mark.depth < owner.num_prompt_blocks:
+            until = self._now + owner.retention
+            if until > mark.pinned_until:
+                mark.pinned_until, mark.pinned_by = until, owner.tenant
+        if not self._levels.pins.add(block, mark, self._now):
+            self._place(block)
+        else:
+            self._levels.quotas.add(block, owner.tenant, yields=False)
+
+    def remove(self, block: BlockId) -> None:
+        """A block that is in use again. Raises InvariantBroken if it is not in the order."""
+        if block not in self:
+            raise InvariantBroken(f"block {block} is free and holds nothing: it cannot be shared")
+        self._displace(block)
+
+    def pop(self) -> BlockId:
+        """Take the next victim out; its content is lost. Raises KeyError when there is none."""
+        block = self._next()
+        mark = self._marks.pop(block)
+        self._regrets.lost(mark.digest)
+        return block
+
+    def victims(self) -> Iterator[BlockId]:
+        """All free cached blocks, next victim first (but for quotas: they count as plain)."""
+        levels = self._levels
+        yield from levels.plain.victims(self._now)
+        yield from levels.wanted.victims()
+        yield from levels.pins.victims()
+
+    def figures(self) -> EvictionFigures:
+        """Return what happened so far."""
+        regrets = self._regrets
+        return EvictionFigures(len(self._levels.pins), regrets.num_lost, regrets.num_regretted)
+
+    def _place(self, block: BlockId) -> None:
+        """Put a free block where it belongs, unless that is among the pins."""
+        mark, levels = self._marks[block], self._levels
+        rank = self._expectations.rank(mark.digest)
+        if rank is None:
+            levels.plain.add(block, mark, self._now)
+        else:
+            levels.wanted.add(block, rank, mark.depth)
+        levels.quotas.add(block, mark.visit.owner.tenant, yields=rank is None)
+
+    def _displace(self, block: BlockId) -> None:
+        """Take a free block out of where it is."""
+        levels = self._levels
+        if block in levels.wanted:
+            levels.wanted.remove(block)
+        elif block in levels.pins:
+            levels.pins.remove(block)
+        else:
+            levels.plain.remove(block)
+        levels.quotas.remove(block)
+
+    def _next(self) -> BlockId:
+        levels = self._levels
+        block = levels.quotas.surplus()
+        if block is not None:
+            self._displace(block)
+            return block
+        if len(levels.plain):
+            block = levels.plain.pop(self._now)
+        elif len(levels.wanted):
+            block = levels.wanted.pop()
+        else:
+            block = levels.pins.pop()
+        if block is None:
+            raise KeyError("no block")
+        levels.quotas.remove(block)
+        return block

@@ -1,0 +1,83 @@
+"""Least likely to come back first, by learned odds, as long as that beats LRU.
+
+It begins as LRU and is LRU, to the block, whenever the guard's shadows do not show that the
+odds do better (guard.py); so it has little to lose. What it knows of content: its kind (marks.py),
+that is session, turn, size and sharing, and its age.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.core.kvcache.eviction.guard import Guard
+from headrace.core.kvcache.eviction.odds import ReuseOdds
+from headrace.core.kvcache.eviction.runs import RunQueues
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.core.kvcache.eviction.marks import Mark
+    from headrace.core.kvcache.eviction.runs import Run
+    from headrace.types import BlockId, Seconds
+
+
+class ForesightOrder:
+    """O(1) per block and O(kinds) per run of blocks."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self._odds = ReuseOdds()
+        self._guard = Guard(num_blocks, self._odds)
+        self._queues: RunQueues[BlockId] = RunQueues()
+        self._victim: tuple[Run[BlockId], Seconds, bool] | None = None
+        self._watched: tuple[int, bytes] | None = None  # the newest run and how it is known
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def __contains__(self, block: object) -> bool:
+        return block in self._queues
+
+    @property
+    def follows_odds(self) -> bool:
+        """Whether it is more than LRU at the moment."""
+        return self._guard.follows_odds
+
+    def used(self, mark: Mark, now: Seconds) -> None:
+        """Learn that content was wanted."""
+        self._odds.came_back(mark.digest, now)
+        self._guard.used(mark)
+
+    def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
+        """Take a block in, with its kind as it is now."""
+        kind = mark.kind
+        run = self._queues.add(block, kind, mark.visit.number, now)
+        watched = self._watched
+        before = watched[1] if watched is not None and watched[0] == run.number else None
+        self._odds.watch(mark.digest, kind, now, instead=before)
+        self._watched = (run.number, mark.digest)
+        self._guard.released(mark, kind, now)
+        if self._odds.refresh(now):
+            self._victim = None
+
+    def remove(self, block: BlockId) -> None:
+        """Take a block out. Raises KeyError."""
+        self._queues.remove(block)
+
+    def pop(self, now: Seconds) -> BlockId:
+        """Take the tail of the run that is worth least."""
+        follows = self._guard.follows_odds
+        chosen = self._victim
+        if chosen is None or not chosen[0].items or chosen[1:] != (now, follows):
+            queues = self._queues
+            run = queues.least_likely(self._odds, now) if follows else queues.oldest()
+            chosen = self._victim = (run, now, follows)
+        return self._queues.pop_from(chosen[0])
+
+    def victims(self, now: Seconds) -> Iterator[BlockId]:
+        """All blocks by what they are worth, or by age. O(n log n): for a few of them at a time
+        or for tests."""
+        runs = sorted(self._queues.runs(), key=lambda run: run.number)
+        if self._guard.follows_odds:
+            runs.sort(key=lambda run: self._odds.worth(run.kind, now - run.since))
+        for run in runs:
+            yield from run.items

@@ -1,0 +1,101 @@
+"""Guard: whether learned odds do better than plain LRU, found out on a sample beside the cache.
+
+Two shadow caches hold names of content only: of every n-th digest, in an n-th of the blocks.
+One evicts by age, the other by odds, both see every use. The odds are followed in earnest only
+while their shadow has had clearly more hits of late; otherwise it is LRU, to the block.
+(Qureshi et al., "Adaptive insertion policies", ISCA 2007, let sampled sets duel likewise.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.core.kvcache.eviction.runs import RunQueues
+
+if TYPE_CHECKING:
+    from headrace.core.kvcache.eviction.marks import Kind, Mark
+    from headrace.core.kvcache.eviction.odds import ReuseOdds
+    from headrace.core.kvcache.eviction.runs import Run
+    from headrace.types import Seconds
+
+MAX_SHADOW = 2048
+"""Blocks of a shadow at most: bounds memory and work."""
+HALF_LIFE = 12_000
+"""Sampled uses after which a hit counts half."""
+BEGIN, END = 1.02, 1.005
+"""Odds are followed from so many times the hits of LRU, and no longer below."""
+MIN_HITS = 64.0
+"""Hits of LRU and odds apart before they are compared."""
+
+_AGE_EVERY = 256
+_KEPT = 0.5 ** (_AGE_EVERY / HALF_LIFE)
+
+
+class Guard:
+    """Says whether to follow the odds."""
+
+    def __init__(self, num_blocks: int, odds: ReuseOdds) -> None:
+        self._one_in = -(-num_blocks // MAX_SHADOW)
+        capacity = num_blocks // self._one_in
+        self._by_age = _Shadow(capacity, None)
+        self._by_odds = _Shadow(capacity, odds)
+        self._num_uses = 0
+        self.follows_odds = False
+
+    def used(self, mark: Mark) -> None:
+        """Content was found or computed."""
+        if not self._is_sampled(mark.digest):
+            return
+        self._by_age.use(mark.digest)
+        self._by_odds.use(mark.digest)
+        self._num_uses += 1
+        if self._num_uses % _AGE_EVERY == 0:
+            self._judge()
+
+    def released(self, mark: Mark, kind: Kind, now: Seconds) -> None:
+        """Content is in use no more."""
+        if self._is_sampled(mark.digest):
+            self._by_age.release(mark, kind, now)
+            self._by_odds.release(mark, kind, now)
+
+    def _is_sampled(self, digest: bytes) -> bool:
+        return int.from_bytes(digest[-4:], "little") % self._one_in == 0
+
+    def _judge(self) -> None:
+        by_age, by_odds = self._by_age, self._by_odds
+        by_age.hits *= _KEPT
+        by_odds.hits *= _KEPT
+        enough = END if self.follows_odds else BEGIN
+        better = by_odds.hits >= by_age.hits * enough
+        clear = self.follows_odds or by_odds.hits - by_age.hits >= MIN_HITS
+        self.follows_odds = better and clear
+
+
+class _Shadow:
+    """A cache of names; with ``odds`` it evicts by them, without by age."""
+
+    def __init__(self, capacity: int, odds: ReuseOdds | None) -> None:
+        self._capacity = capacity
+        self._odds = odds
+        self._in_use: set[bytes] = set()
+        self._free: RunQueues[bytes] = RunQueues()
+        self.hits = 0.0
+
+    def use(self, digest: bytes) -> None:
+        if digest in self._free:
+            self._free.remove(digest)
+            self.hits += 1
+        elif digest in self._in_use:
+            self.hits += 1
+        self._in_use.add(digest)
+
+    def release(self, mark: Mark, kind: Kind, now: Seconds) -> None:
+        if mark.digest not in self._in_use:
+            return
+        self._in_use.remove(mark.digest)
+        self._free.add(mark.digest, kind, mark.visit.number, now)
+        while self._free and len(self._in_use) + len(self._free) > self._capacity:
+            self._free.pop_from(self._victim(now))
+
+    def _victim(self, now: Seconds) -> Run[bytes]:
+        return self._free.least_likely(self._odds, now) if self._odds else self._free.oldest()

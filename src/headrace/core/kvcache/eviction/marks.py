@@ -1,0 +1,82 @@
+"""What is remembered of cached content: who used it last, how often, and how deep it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from headrace.types import Seconds, Tokens
+
+_MAX_TURN = 4
+_SMALL = 128  # tokens: prompts below double this are of one size
+_MAX_SIZE = 8
+_MAX_REUSE = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose a table is. ``retention``: how long its first blocks are worth keeping, in seconds.
+
+    ``num_prompt_blocks`` says how many those are.
+    """
+
+    tenant: str = "default"
+    session: str = ""
+    retention: Seconds | None = None
+    num_prompt_blocks: int = 0
+
+
+NOBODY = Owner()
+
+
+class Kind(NamedTuple):
+    """Content that comes back alike. ``family``: kinds whose ages are compared to each other.
+
+    Content of one conversation differs by its turn and by its prompt's size, content that
+    several share by how often it was used.
+    """
+
+    family: int
+    turn: int
+    size: int
+
+
+_ONE_SHOT, _SESSION, _SHARED = 0, 1, 2
+
+
+class Visit(NamedTuple):
+    """One table's use of blocks. ``turn`` counts from 1 within a conversation."""
+
+    number: int
+    owner: Owner
+    turn: int
+    num_tokens: Tokens  # known when it began
+
+
+@dataclass(slots=True, eq=False)
+class Mark:
+    """Of one cached block: its content's name and place in the chain, and its past."""
+
+    digest: bytes
+    depth: int
+    turn: int  # of the visit that computed it
+    visit: Visit  # the last one
+    reuse: int = 0
+    pinned_until: Seconds = 0.0
+    pinned_by: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What it is alike to, as things stand."""
+        visit = self.visit
+        if self.reuse > visit.turn - self.turn:  # more than one conversation explains
+            return Kind(_SHARED + _log2(1 + self.reuse, _MAX_REUSE), 0, 0)
+        size = _log2(visit.num_tokens // _SMALL, _MAX_SIZE)
+        family = _SESSION if visit.owner.session else _ONE_SHOT
+        return Kind(family, min(visit.turn, _MAX_TURN), size)
+
+
+def _log2(number: int, limit: int) -> int:
+    """Return the whole part of the logarithm of a number, 0 for 0, at most ``limit``."""
+    return min(max(number.bit_length() - 1, 0), limit)

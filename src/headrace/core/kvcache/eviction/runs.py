@@ -1,0 +1,103 @@
+"""RunQueues: runs of content that left use together, in a queue for each kind.
+
+A run is what one visit gave back in one go and is of one kind; within it the tail goes first.
+With least recently used content of *every* kind at the head of its queue, the oldest of all is
+the oldest head. For content that comes back after a typical pause, the least likely to come
+back is at one of a queue's two ends, as the odds rise up to that pause and fall after it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headrace.core.kvcache.eviction.marks import Kind
+    from headrace.core.kvcache.eviction.odds import ReuseOdds
+    from headrace.types import Seconds
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Run(Generic[T]):
+    """Items in the order of their going. ``number`` counts runs: lower is older."""
+
+    number: int
+    kind: Kind
+    visit: int
+    since: Seconds
+    items: OrderedDict[T, None] = field(default_factory=OrderedDict)
+
+
+class RunQueues(Generic[T]):
+    """O(1) per item, but for choosing a run: O(kinds), of which there are few dozen."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Kind, OrderedDict[int, Run[T]]] = {}
+        self._runs: dict[T, Run[T]] = {}
+        self._last: Run[T] | None = None
+        self._num_runs = 0
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._runs
+
+    def add(self, item: T, kind: Kind, visit: int, now: Seconds) -> Run[T]:
+        """Append an item to the newest run, if it belongs there, or begin one."""
+        run = self._last
+        if run is None or run.visit != visit or run.kind != kind or not run.items:
+            run = self._last = Run(self._num_runs, kind, visit, now)
+            self._num_runs += 1
+            self._queues.setdefault(kind, OrderedDict())[run.number] = run
+        run.items[item] = None
+        self._runs[item] = run
+        return run
+
+    def remove(self, item: T) -> None:
+        """Take an item out. Raises KeyError."""
+        run = self._runs.pop(item)
+        del run.items[item]
+        self._close(run)
+
+    def pop_from(self, run: Run[T]) -> T:
+        """Take the next item of a run that is not empty."""
+        item, _ = run.items.popitem(last=False)
+        del self._runs[item]
+        self._close(run)
+        return item
+
+    def oldest(self) -> Run[T]:
+        """Return the run that left use first. Raises KeyError when there is none."""
+        heads = [next(iter(queue.values())) for queue in self._queues.values()]
+        if not heads:
+            raise KeyError("no run")
+        return min(heads, key=lambda run: run.number)
+
+    def least_likely(self, odds: ReuseOdds, now: Seconds) -> Run[T]:
+        """Return the run that is least worth its room. Raises KeyError when there is none."""
+        ends: list[Run[T]] = []
+        for queue in self._queues.values():
+            ends.append(next(iter(queue.values())))
+            ends.append(next(reversed(queue.values())))
+        if not ends:
+            raise KeyError("no run")
+        return min(ends, key=lambda run: (odds.worth(run.kind, now - run.since), run.number))
+
+    def runs(self) -> Iterator[Run[T]]:
+        """All runs, kind by kind."""
+        for queue in self._queues.values():
+            yield from queue.values()
+
+    def _close(self, run: Run[T]) -> None:
+        if run.items:
+            return
+        queue = self._queues[run.kind]
+        del queue[run.number]
+        if not queue:
+            del self._queues[run.kind]
