@@ -205,7 +205,9 @@ def _build_endpoints(
         clock=outside.clock,
         random_bits=outside.random_bits,
         bounds=Bounds(
-            large_body_bytes=config.large_body_bytes, request_timeout=config.request_timeout
+            large_body_bytes=config.large_body_bytes,
+            request_timeout=config.request_timeout,
+            max_retention=config.max_retention,
         ),
     )
     state = StateEndpoints(

@@ -14,6 +14,7 @@ from headrace.server.gateway.api.decoding import BodyDecoder
 from headrace.server.gateway.api.requests import ChatCompletionRequest, CompletionRequest
 from headrace.server.gateway.choice import Choice
 from headrace.server.gateway.generation import Generation, Running
+from headrace.server.gateway.keeping import keeping_of
 from headrace.server.gateway.planning import Asked, build_requests, draft_for
 from headrace.server.gateway.shapes import ChatShape, CompletionShape, Identity
 from headrace.server.gateway.stops import StopMatcher
@@ -54,6 +55,7 @@ class Bounds:
 
     large_body_bytes: int  # longer bodies are parsed in a thread
     request_timeout: Seconds
+    max_retention: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,9 @@ class Completions:
             prompt_field="messages",
             urgency=urgency_of(body, request.head.headers, exchange.context.principal),
             constraint=structure.constraint,
+            keeping=keeping_of(
+                body, request.head.headers, body.messages, longest=self.bounds.max_retention
+            ),
         )
         prompt = await self.prompter.chat(body.messages, structure.tools)
         groups = self._requests(asked, [prompt], exchange.context)
@@ -111,6 +116,7 @@ class Completions:
             prompt_field="prompt",
             urgency=urgency_of(body, request.head.headers, exchange.context.principal),
             constraint=structure.constraint,
+            keeping=keeping_of(body, request.head.headers, longest=self.bounds.max_retention),
         )
         prompts = await self.prompter.texts(body.prompt)
         groups = self._requests(asked, prompts, exchange.context)

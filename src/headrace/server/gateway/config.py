@@ -63,6 +63,10 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     standard_itl_ms: Annotated[_Milliseconds, Meta(description="the same between tokens")] = 0.0
     batch_ttft_ms: Annotated[_Milliseconds, Meta(description="the same for class batch")] = 0.0
     batch_itl_ms: Annotated[_Milliseconds, Meta(description="the same between tokens")] = 0.0
+    max_retention: Annotated[
+        float,
+        Meta(ge=0, le=604_800, description="longest that a client may ask to keep a prompt cached"),
+    ] = 3600.0
     stuck_after: Annotated[
         _Seconds, Meta(description="without a step, until a replica with work counts as stuck")
     ] = 10.0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ContextLengthExceeded, InvalidRequest
+from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
+from headrace.server.gateway.keeping import NOTHING_ASKED, Keeping
 from headrace.server.gateway.urgency import Urgency
 from headrace.server.keys import DEFAULT_TENANT, Principal
 from headrace.types import PriorityClass, Request, RequestId, SamplingParams
@@ -35,6 +37,7 @@ class Asked:
     prompt_field: str  # for errors
     urgency: Urgency = field(default_factory=Urgency)
     constraint: Constraint | None = None
+    keeping: Keeping = NOTHING_ASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,8 @@ def build_requests(
             tenant=draft.tenant,
             weight=draft.weight,
             priority=draft.priority,
+            session=asked.keeping.session,
+            retention=asked.keeping.retention,
             first_token_by=draft.first_token_by,
             itl=draft.itl,
             constraint=asked.constraint,

@@ -19,6 +19,7 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+MAX_SESSION_CHARS = 1024
 _MAX_SEED = (1 << 64) - 1
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -53,6 +54,10 @@ def objection(request: Request, *, vocab_size: int) -> str | None:
         return f"itl is {request.itl} s; it must be above 0"
     if not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
         return f"the tenant's weight is {request.weight}, not within {MIN_WEIGHT} and {MAX_WEIGHT}"
+    if request.retention is not None and request.retention < 0:
+        return f"retention is {request.retention}, below 0"
+    if len(request.session) > MAX_SESSION_CHARS:
+        return f"session has more than {MAX_SESSION_CHARS} characters"
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         return f"more than {MAX_STOP_TOKEN_IDS} stop_token_ids"
     return _sampling_objection(request.sampling, vocab_size=vocab_size)

@@ -19,6 +19,7 @@ MAX_PROMPTS = 64
 MAX_MESSAGES = 4096
 MAX_MILLISECONDS = 86_400_000
 MAX_TOOLS = 128
+MAX_SESSION_CHARS = 256
 _MAX_TOKENS = (1 << 31) - 1
 
 TokenNumber = Annotated[int, Meta(ge=0, le=_MAX_TOKENS)]
@@ -113,6 +114,10 @@ class GenerationFields(UrgencyFields, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenNumber], Meta(max_length=256)] | None = None
     cache_salt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] | None = None
+    prompt_cache_key: (
+        Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_CHARS)] | None
+    ) = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Raw = ABSENT
@@ -122,10 +127,18 @@ class GenerationFields(UrgencyFields, frozen=True, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None  # seconds
 
 
+class CacheControl(Struct, frozen=True):
+    """Keep the prompt's content, for five minutes if nothing is said."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
     """Part of a message's content."""
 
     text: str
+    cache_control: CacheControl | None = None
 
 
 class CalledFunction(Struct, frozen=True):
