@@ -99,6 +99,12 @@ class Evictor:
                 self._displace(block)
                 self._place(block)
 
+    def follow(self, plain: EvictionOrder) -> None:
+        """Take another plain order, before there is anything in the one there is."""
+        if len(self._levels.plain):
+            raise InvariantBroken("an order of eviction is changed while it holds blocks")
+        self._levels.plain = plain
+
     def expect(self, table: BlockTable, rank: int) -> None:
         """A table waits; lower ranks are served first."""
         self._expectations.expect(table, rank)
