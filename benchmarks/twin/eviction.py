@@ -186,7 +186,9 @@ class Replay:
                 self._plan = None
                 assert plan is not None
                 tokens = tuple(1 if row.samples else None for row in plan.rows)
-                event: StepDone | Submit = StepDone(plan.step_id, StepResult(tokens, 0.0))
+                event: StepDone | Submit = StepDone(
+                    plan.step_id, StepResult(tokens=tokens, seconds=0.0)
+                )
             else:
                 now, event = arrival, Submit(self._request(next_place))
                 next_place += 1

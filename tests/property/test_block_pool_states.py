@@ -19,9 +19,7 @@ class BlockPoolStates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.evicted: list[int] = []
-        self.pool = BlockPool(
-            NUM_BLOCKS, evict=self.evicted.append, cached=OldestFirst()
-        )
+        self.pool = BlockPool(NUM_BLOCKS, evict=self.evicted.append, cached=OldestFirst())
         self.owners: list[int] = []  # one entry for each reference
         self.blank: list[int] = []
         self.untouched = list(range(NUM_BLOCKS))

@@ -16,7 +16,6 @@ All operations are O(1) per block, besides those of that order.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import InvariantBroken
@@ -121,10 +120,6 @@ class BlockPool:
     def cached(self) -> list[BlockId]:
         """Return the free cached blocks, next to be evicted first. For tests and snapshots."""
         return list(self._cached.victims())
-
-    def next_victims(self, n: int) -> list[BlockId]:
-        """Return the first ``n`` of them, as things stand."""
-        return list(islice(self._cached.victims(), n))
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless every block is in exactly one place."""

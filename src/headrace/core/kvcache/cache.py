@@ -182,10 +182,6 @@ class KVCache:
         """Open the fence of a step that is done, or has failed."""
         self._give_back(self._fences.pop(step, ()))
 
-    def next_victims(self, n: int) -> list[BlockId]:
-        """Return the next ``n`` blocks whose content would be lost, as things stand."""
-        return self._pool.next_victims(n)
-
     def counts(self) -> BlockCounts:
         """Return how many blocks are in which state."""
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)

@@ -74,10 +74,7 @@ class ForesightOrder:
         return self._queues.pop_from(chosen[0])
 
     def victims(self, now: Seconds) -> Iterator[BlockId]:
-        """All blocks by what they are worth, or by age. O(n log n): for a few of them at a time
-        or for tests."""
-        runs = sorted(self._queues.runs(), key=lambda run: run.number)
-        if self._guard.follows_odds:
-            runs.sort(key=lambda run: self._odds.worth(run.kind, now - run.since))
-        for run in runs:
+        """All blocks, next victim first: every run to its end."""
+        odds = self._odds if self._guard.follows_odds else None
+        for run in self._queues.in_order(odds, now):
             yield from run.items

@@ -79,6 +79,7 @@ class _Shadow:
         self._odds = odds
         self._in_use: set[bytes] = set()
         self._free: RunQueues[bytes] = RunQueues()
+        self._chosen: tuple[Run[bytes], Seconds] | None = None
         self.hits = 0.0
 
     def use(self, digest: bytes) -> None:
@@ -98,4 +99,9 @@ class _Shadow:
             self._free.pop_from(self._victim(now))
 
     def _victim(self, now: Seconds) -> Run[bytes]:
-        return self._free.least_likely(self._odds, now) if self._odds else self._free.oldest()
+        chosen = self._chosen
+        if chosen is None or not chosen[0].items or chosen[1] != now:
+            free, odds = self._free, self._odds
+            run = free.oldest() if odds is None else free.least_likely(odds, now)
+            chosen = self._chosen = (run, now)
+        return chosen[0]

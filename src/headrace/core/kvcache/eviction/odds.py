@@ -133,8 +133,8 @@ def _hazards(returned: Floats, at_risk: Floats) -> Floats:
     expected = at_risk @ base
     ratio = (returned.sum(axis=1) + _RATIO_WEIGHT) / (expected + _RATIO_WEIGHT)
     prior = np.minimum(ratio[:, None] * base[None, :], _MAX_HAZARD)
-    own = (returned + _KIND_WEIGHT * prior) / (at_risk + _KIND_WEIGHT)
-    return np.minimum(own, _MAX_HAZARD)
+    own: Floats = (returned + _KIND_WEIGHT * prior) / (at_risk + _KIND_WEIGHT)
+    return own.clip(max=_MAX_HAZARD)
 
 
 def _index(hazard: Floats) -> Floats:

@@ -8,8 +8,9 @@ back is at one of a queue's two ends, as the odds rise up to that pause and fall
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from heapq import merge
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -89,10 +90,23 @@ class RunQueues(Generic[T]):
             raise KeyError("no run")
         return min(ends, key=lambda run: (odds.worth(run.kind, now - run.since), run.number))
 
-    def runs(self) -> Iterator[Run[T]]:
-        """All runs, kind by kind."""
-        for queue in self._queues.values():
-            yield from queue.values()
+    def in_order(self, odds: ReuseOdds | None, now: Seconds) -> Iterator[Run[T]]:
+        """All runs as they would be chosen, one after the other: by odds, or the oldest first."""
+        if odds is None:
+            yield from merge(*(q.values() for q in self._queues.values()), key=_number)
+            return
+        queues = [deque(queue.values()) for queue in self._queues.values()]
+        while queues:
+            ends = [(end, queue) for queue in queues for end in (queue[0], queue[-1])]
+            run, queue = min(
+                ends, key=lambda end: (odds.worth(end[0].kind, now - end[0].since), end[0].number)
+            )
+            if run is queue[0]:
+                queue.popleft()
+            else:
+                queue.pop()
+            queues = [queue for queue in queues if queue]
+            yield run
 
     def _close(self, run: Run[T]) -> None:
         if run.items:
@@ -101,3 +115,7 @@ class RunQueues(Generic[T]):
         del queue[run.number]
         if not queue:
             del self._queues[run.kind]
+
+
+def _number(run: Run[T]) -> int:
+    return run.number

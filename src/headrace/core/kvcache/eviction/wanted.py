@@ -99,15 +99,17 @@ class Expectations:
             waiter = self._leaving[0]
             end = waiter.num_known
             start = max(0, end - num_left)
-            for digest in waiter.table.chain[start:end]:
-                if self.rank(digest) is None and self._ranks.pop(digest, None) is not None:
-                    gone.append(digest)
+            gone += filter(self._is_over, waiter.table.chain[start:end])
             waiter.num_known = start
             num_left -= end - start
             self._num_known -= end - start
             if not start:
                 self._leaving.popleft()
         return gone
+
+    def _is_over(self, digest: bytes) -> bool:
+        """Whether nobody waits for a digest any more; if so, nothing is left of it."""
+        return self.rank(digest) is None and self._ranks.pop(digest, None) is not None
 
 
 class WantedOrder:

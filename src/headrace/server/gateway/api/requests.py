@@ -114,9 +114,7 @@ class GenerationFields(UrgencyFields, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenNumber], Meta(max_length=256)] | None = None
     cache_salt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")] | None = None
-    prompt_cache_key: (
-        Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_CHARS)] | None
-    ) = None
+    prompt_cache_key: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_CHARS)] | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
