@@ -155,11 +155,12 @@ class EvictorStates(RuleBasedStateMachine):
         self.coming = []
         gone: list[bytes] = []
         for table in self.leaving:
-            gone += [d for d in table.chain if self.rank(d) is None and d not in gone]
+            gone += [d for d in table.chain[::-1] if self.rank(d) is None and d not in gone]
         self.leaving = []
-        for digest in (*taken, *gone):
+        moves = [*((digest, (PLAIN, WANTED)) for digest in taken), *((d, (WANTED,)) for d in gone)]
+        for digest, levels in moves:
             block = self.blocks.get(digest)
-            moved = [k for k in self.kept if k.block == block and k.level != PINNED]
+            moved = [k for k in self.kept if k.block == block and k.level in levels]
             for kept in moved:
                 self.kept.remove(kept)
                 self.place(kept.block)

@@ -59,6 +59,19 @@ def test_what_nobody_waits_for_any_more_is_as_any_other():
     assert sorted(cache.lost[4:]) == [10, 11]
 
 
+def test_who_no_longer_waits_leaves_a_chains_tail_in_front_of_its_beginning():
+    cache = Cache(4, EvictionConfig())
+    table = table_of(Ask(0.0, (10, 11, 12)))
+    cache.serve(Ask(0.0, (10, 11, 12)))
+    before = cache.kv.evictor.next_victims(3)
+    for _ in range(2):
+        cache.kv.evictor.expect(table, rank=0)
+        cache.kv.evictor.advance(1.0)
+        cache.kv.evictor.forget(table)
+        cache.kv.evictor.advance(2.0)
+        assert cache.kv.evictor.next_victims(3) == before
+
+
 def test_content_that_is_computed_while_it_is_wanted_is_kept():
     cache = filled()
     cache.kv.evictor.expect(table_of(Ask(3.0, (70, 71, 72))), rank=0)

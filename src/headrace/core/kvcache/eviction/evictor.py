@@ -94,9 +94,14 @@ class Evictor:
             quotas.remove(block)
             self._place(block)
         wanted, unwanted = self._expectations.work()
-        for digest in (*wanted, *unwanted):
+        for digest in wanted:
             block = self._find(digest)
             if block is not None and block in self and block not in pins:
+                self._displace(block)
+                self._place(block)
+        for digest in unwanted:
+            block = self._find(digest)
+            if block is not None and block in self._levels.wanted:
                 self._displace(block)
                 self._place(block)
 

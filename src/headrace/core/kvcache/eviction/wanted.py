@@ -72,7 +72,10 @@ class Expectations:
         return None
 
     def work(self) -> tuple[list[bytes], list[bytes]]:
-        """Take in and forget a slice; return the digests that are newly wanted and unwanted."""
+        """Take in and forget a slice; return the digests that are newly wanted and unwanted.
+
+        The latter tail first.
+        """
         return (self._take_in() if self._coming else [], self._let_go() if self._leaving else [])
 
     def _take_in(self) -> list[bytes]:
@@ -99,7 +102,7 @@ class Expectations:
             waiter = self._leaving[0]
             end = waiter.num_known
             start = max(0, end - num_left)
-            gone += filter(self._is_over, waiter.table.chain[start:end])
+            gone += filter(self._is_over, reversed(waiter.table.chain[start:end]))
             waiter.num_known = start
             num_left -= end - start
             self._num_known -= end - start
