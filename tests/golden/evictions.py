@@ -19,11 +19,14 @@ from headrace.core.kvcache.table import BlockTable
 from headrace.types import block_key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from headrace.types import BlockKey
 
 DIRECTORY = Path(__file__).parent / "evictions"
 SIZE = 4
-NUM_BLOCKS = 60
+NUM_BLOCKS = 48
+WAITING = 4
 
 
 def trace_of(order: str) -> list[str]:
@@ -34,7 +37,23 @@ def trace_of(order: str) -> list[str]:
         share_partial=False,
         eviction=EvictionConfig(order=order, tenant_share=0.6),
     )
-    rng, lines, names = Random(11), [], {}
+    tables = list(requests())
+    lines, names = [], {}
+    for number, (chain, table) in enumerate(tables):
+        kv.evictor.advance(float(number))
+        for later in tables[number + 1 :][:WAITING]:
+            kv.evictor.expect(later[1], number)
+        found = kv.take_cached(table) // SIZE
+        kv.grow(table, len(chain) * SIZE)
+        kv.publish(table, len(chain) * SIZE)
+        kv.release(table, after=None)
+        names |= dict(zip(map(block_key, table.chain), chain, strict=True))
+        lines.append(f"{number}: {chain[-1]} finds {found} of {len(chain)}{lost(kv, names)}")
+    return lines
+
+
+def requests() -> Iterator[tuple[list[str], BlockTable]]:
+    rng = Random(11)
     for number in range(90):
         session = number % 5 if number % 3 else 5 + number
         turns = 1 + number // 15 if session < 5 else rng.randint(1, 4)
@@ -45,16 +64,7 @@ def trace_of(order: str) -> list[str]:
             retention=20.0 if session == 4 else None,
             num_prompt_blocks=len(chain),
         )
-        table = table_of(chain, owner)
-        kv.evictor.expect(table, number)
-        kv.evictor.advance(float(number))
-        found = kv.take_cached(table) // SIZE
-        kv.grow(table, len(chain) * SIZE)
-        kv.publish(table, len(chain) * SIZE)
-        kv.release(table, after=None)
-        names |= dict(zip(map(block_key, table.chain), chain, strict=True))
-        lines.append(f"{number}: {chain[-1]} finds {found} of {len(chain)}{lost(kv, names)}")
-    return lines
+        yield chain, table_of(chain, owner)
 
 
 def table_of(chain: list[str], owner: Owner) -> BlockTable:
