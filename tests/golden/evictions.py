@@ -43,6 +43,7 @@ def trace_of(order: str) -> list[str]:
         kv.evictor.advance(float(number))
         for later in tables[number + 1 :][:WAITING]:
             kv.evictor.expect(later[1], number)
+        kv.evictor.forget(table)
         found = kv.take_cached(table) // SIZE
         kv.grow(table, len(chain) * SIZE)
         kv.publish(table, len(chain) * SIZE)

@@ -105,7 +105,6 @@ class KVCache:
         """
         if table.num_published < len(table.blocks):
             return 0
-        self.evictor.forget(table)
         found: list[BlockId] = []
         for index in range(len(table.blocks), table.num_sharable):
             block = self.index.find(table.digest(index))

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as List
 
+    from headrace.core.kvcache.eviction.evictor import Evictor
     from headrace.core.scheduler.fairness import Account
     from headrace.core.scheduler.sequence import Sequence
     from headrace.types import Seconds, SequenceId, Tokens
+
+_ID_BITS = 48  # more sequences than an engine lives to see
 
 
 class _Line:
@@ -43,9 +46,13 @@ class _Line:
 
 
 class WaitingQueue:
-    """Requests that hold no blocks. ``num_tokens`` counts what all of them have to compute."""
+    """Requests that hold no blocks. ``num_tokens`` counts what all of them have to compute.
 
-    def __init__(self) -> None:
+    The ``evictor`` is told who waits: by class, and in a class in order of arrival.
+    """
+
+    def __init__(self, evictor: Evictor) -> None:
+        self._evictor = evictor
         self.num_tokens: Tokens = 0
         self._waiting: dict[SequenceId, Sequence] = {}
         self._lines: list[dict[str, _Line]] = [{} for _ in range(NUM_RANKS)]
@@ -78,6 +85,7 @@ class WaitingQueue:
         self._waiting[sequence.id] = sequence
         self._num_in_rank[sequence.rank] += 1
         self.num_tokens += len(sequence.tokens)
+        self._evictor.expect(sequence.table, sequence.rank << _ID_BITS | sequence.id)
         self._line_up(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -85,6 +93,7 @@ class WaitingQueue:
         del self._waiting[sequence.id]
         self._num_in_rank[sequence.rank] -= 1
         self.num_tokens -= len(sequence.tokens)
+        self._evictor.forget(sequence.table)
         sequence.is_queued = False
 
     def first(self, rank: int) -> Sequence | None:

@@ -66,7 +66,7 @@ class Scheduler:
         victims: Victims,
     ) -> None:
         self.kv = kv
-        self.waiting = WaitingQueue()
+        self.waiting = WaitingQueue(kv.evictor)
         self.running = Running(kv)
         self.in_flight: deque[Step] = deque()
         self._rows = rows
@@ -84,7 +84,6 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
         self.waiting.add(sequence)
-        self.kv.evictor.expect(sequence.table, sequence.id)
 
     def end(self, sequence: Sequence) -> None:
         """Plan nothing more for a sequence; its blocks are free when its last step is done."""
@@ -295,13 +294,11 @@ class Scheduler:
             sequence.beginning.preemptions += 1
         self.waiting.add(sequence)
         self.waiting.settle(self.kv.coming.take_settled())  # nobody waits for what it computed
-        self.kv.evictor.expect(sequence.table, sequence.id)
         self._counters.preemptions += 1
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
-            self.kv.evictor.forget(sequence.table)
             return
         last = sequence.last_step
         touched = self.in_flight and last is not None and last >= self.in_flight[0].id

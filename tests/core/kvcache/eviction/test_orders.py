@@ -15,7 +15,8 @@ from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.kvcache.eviction.foresight import ForesightOrder
 from headrace.core.kvcache.eviction.guard import Guard
 from headrace.core.kvcache.eviction.lru import LruOrder
-from headrace.core.kvcache.eviction.marks import Mark, Owner, Visit
+from headrace.core.kvcache.eviction.marks import Kind, Mark, Owner, Visit
+from headrace.core.kvcache.eviction.odds import ReuseOdds
 from headrace.errors import ConfigError
 from headrace.types import BlockId
 
@@ -95,9 +96,7 @@ def test_decisions_of_the_past_do_not_change_with_the_future(config: EvictionCon
     future = asks[now:]
     order = [ask.at for ask in future]
     Random(9).shuffle(future)
-    shuffled = asks[:now] + [
-        ask._replace(at=at) for at, ask in zip(order, future, strict=True)
-    ]
+    shuffled = asks[:now] + [ask._replace(at=at) for at, ask in zip(order, future, strict=True)]
     known, other = Cache(120, config), Cache(120, config)
     for index, (ask, twin) in enumerate(zip(asks, shuffled, strict=True)):
         known.serve(ask)
@@ -119,33 +118,27 @@ def test_two_runs_are_the_same(config: EvictionConfig):
     assert one.lost == two.lost
 
 
+@pytest.mark.parametrize("num_blocks", [400, 1600])
 def test_a_choice_looks_at_two_runs_of_each_kind_however_many_blocks_there_are(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, num_blocks: int
 ):
     """Operations, not time: worths compared for each evicted block."""
-    compared = {}
-    for num_blocks in (400, 1600):
-        cache = Cache(num_blocks, FORESIGHT)
-        order = cache.kv.evictor._levels.plain
-        assert isinstance(order, ForesightOrder)
-        count = Counter[str]()
-        whole = order._odds.worth
+    count = Counter[str]()
+    worth = ReuseOdds.worth
 
-        def counted(kind: object, age: float, count=count, whole=whole) -> float:
-            count["worth"] += 1
-            return whole(kind, age)
+    def counted(odds: ReuseOdds, kind: Kind, age: float) -> float:
+        count["worth"] += 1
+        return worth(odds, kind, age)
 
-        monkeypatch.setattr(order._odds, "worth", counted)
-        monkeypatch.setattr(Guard, "_judge", lambda guard: setattr(guard, "follows_odds", True))
-        for number in range(3 * num_blocks // 4):
-            visit = Owner(session=f"s{number % 7}" if number % 2 else "")
-            cache.serve(Ask(float(number), (5 * number, 5 * number + 1), visit))
-        evicted = cache.kv.evictor.figures().evicted
-        assert evicted > num_blocks / 3
-        compared[num_blocks] = count["worth"] / evicted
-    small, large = compared.values()
-    assert large < 1.5 * small + 4
-    assert large < 200
+    monkeypatch.setattr(ReuseOdds, "worth", counted)
+    monkeypatch.setattr(Guard, "_judge", lambda guard: setattr(guard, "follows_odds", True))
+    cache = Cache(num_blocks, FORESIGHT)
+    for number in range(3 * num_blocks // 4):
+        owner = Owner(session=f"s{number % 7}" if number % 2 else "")
+        cache.serve(Ask(float(number), (5 * number, 5 * number + 1), owner))
+    evicted = cache.kv.evictor.figures().evicted
+    assert evicted > num_blocks / 3
+    assert 0 < count["worth"] < 40 * evicted
 
 
 def test_a_run_ends_where_another_visit_or_kind_begins():

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from headrace.types import Seconds
 
 MAX_SHADOW = 8192
-"""Blocks of a shadow at most: some megabytes for both. With a quarter of them, chance alone made LRU
-look 2 % worse than it was on a public trace."""
+"""Blocks of a shadow at most: some megabytes for both. With a quarter of them, chance alone made
+LRU look 2 % worse than it was on a public trace."""
 HALF_LIFE = 12_000
 """Sampled uses after which a hit counts half."""
 BEGIN, END = 1.05, 1.02
