@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ContextLengthExceeded, InvalidRequest
-from headrace.errors import ContextLengthExceeded, InvalidRequest, UnsupportedField
 from headrace.server.gateway.keeping import NOTHING_ASKED, Keeping
 from headrace.server.gateway.urgency import Urgency
 from headrace.server.keys import DEFAULT_TENANT, Principal
