@@ -6,6 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from headrace.core.kvcache.cache import KVCache
 from headrace.core.kvcache.table import BlockTable
 from headrace.core.scheduler.fairness import Account
 from headrace.core.scheduler.order import NUM_RANKS
@@ -22,7 +23,7 @@ class WaitingQueueStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = WaitingQueue()
+        self.queue = WaitingQueue(KVCache(num_blocks=8, block_size=4).evictor)
         self.accounts = {(t, r): Account(t, r) for t in TENANTS for r in range(NUM_RANKS)}
         self.visible: list[Sequence] = []
         self.aside: list[Sequence] = []

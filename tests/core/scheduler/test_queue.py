@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.core.kvcache.cache import KVCache
 from headrace.core.kvcache.table import BlockTable
 from headrace.core.scheduler.fairness import Account
 from headrace.core.scheduler.queue import WaitingQueue
@@ -33,7 +34,7 @@ def sequence_of(number: int, account: Account, start: float, rank: int = RANK) -
 
 
 def queue_of(*sequences: Sequence) -> WaitingQueue:
-    queue = WaitingQueue()
+    queue = WaitingQueue(KVCache(num_blocks=8, block_size=4).evictor)
     for sequence in sequences:
         queue.add(sequence)
     return queue
