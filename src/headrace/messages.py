@@ -20,7 +20,14 @@ from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct, msgpack
 
-from headrace.types import Constraint, FinishReason, PriorityClass, SamplingParams
+from headrace.types import (
+    NO_TIERS,
+    Constraint,
+    FinishReason,
+    PriorityClass,
+    SamplingParams,
+    TierFigures,
+)
 
 VERSION: Final = 3
 
@@ -162,6 +169,7 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     kv_blocks_pinned: Count = 0
     kv_evicted_total: Count = 0
     kv_regretted_total: Count = 0
+    tiers: TierFigures = NO_TIERS
 
 
 class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):

@@ -169,6 +169,22 @@ class Output(NamedTuple):
     timing: EngineTiming | None = None  # beside its first token, and nowhere else
 
 
+class TierFigures(NamedTuple):
+    """What the lower tiers of a KV cache did; counters count from the start of the engine."""
+
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    saved_blocks_total: int = 0
+    loaded_tokens_total: Tokens = 0
+    load_seconds_total: Seconds = 0.0
+    declined_tokens_total: Tokens = 0  # there, but slower to fetch than to compute
+    quarantined_total: int = 0  # blocks that were found damaged
+    errors_total: int = 0  # times a tier could not be used, and loads that were given up
+
+
+NO_TIERS = TierFigures()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportLoad:
     """What routers and operators want to know, at most every ``report_period``.
@@ -196,3 +212,4 @@ class ReportLoad:
     kv_blocks_pinned: int = 0  # of the cached ones, those that clients asked to keep
     kv_evicted_total: int = 0  # cached blocks whose content was lost to make room
     kv_regretted_total: int = 0  # of those, the ones that were computed again before long
+    tiers: TierFigures = NO_TIERS

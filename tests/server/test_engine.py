@@ -13,7 +13,7 @@ from headrace.clock import MonotonicClock
 from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.errors import ConfigError, ExecutorFault, ModelTooLarge
 from headrace.executor.base import ExecutorSpec
-from headrace.executor.simulated import SimulatedExecutor
+from headrace.executor.simulated import SLOT_BYTES, SimulatedExecutor
 from headrace.server.engine import serve_engine
 from headrace.server.executor_thread import PacedExecutor
 from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, ModelFile
@@ -46,6 +46,8 @@ SPEC = ExecutorSpec(
 class Client:
     """LinkEvents that gather the tokens of each request."""
 
+    num_blocks = SPEC.num_blocks
+
     def __init__(self) -> None:
         self.ready = asyncio.Event()
         self.lost = asyncio.Event()
@@ -59,7 +61,7 @@ class Client:
         self.keys: set[BlockKey] = set()
 
     def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
-        assert description.num_blocks == SPEC.num_blocks
+        assert description.num_blocks == self.num_blocks
         assert description.max_num_batched_tokens in (64, 512)
         self.ready.set()
 
@@ -350,3 +352,61 @@ async def test_an_engine_that_is_told_to_end_while_it_loads_does(path: Path):
     release.set()
     assert await task == 0
     assert reports == []
+
+
+TIERED = ExecutorSpec(
+    model_identity="simulated/tiered",
+    vocab_size=1000,
+    max_model_len=256,
+    block_size=16,
+    num_blocks=20,
+    block_bytes=16 * SLOT_BYTES,
+)
+
+
+def checked() -> Executor:
+    """An executor that fails a step whose context is not exactly its own prefix."""
+    return SimulatedExecutor(TIERED, check_kv=True)
+
+
+async def texts_of(running: Running, *names: int) -> dict[str, list[TokenId]]:
+    """Ask for prompts that do not fit beside each other; return the text of each."""
+    for name in names:
+        end = await running.generate(f"{name}", range(name, name + 200), 5)
+        assert end.finish is FinishReason.LENGTH
+    return {name: list(tokens) for name, tokens in running.client.tokens.items()}
+
+
+@async_test
+async def test_blocks_outlive_the_engine_on_disk_and_texts_are_the_same(path: Path):
+    client_blocks, Client.num_blocks = Client.num_blocks, TIERED.num_blocks
+    directory = str(path.parent / "kv")
+    try:
+        async with engine(path, checked) as running:
+            expected = await texts_of(running, 1, 300, 600)
+        async with engine(path, checked, disk_cache_dir=directory) as running:
+            assert await texts_of(running, 1, 300, 600) == expected
+        async with engine(path, checked, disk_cache_dir=directory) as running:
+            assert await texts_of(running, 1, 300, 600) == expected
+            report = await running.client.idle_report()
+            while report.prompt_tokens_total < 600:
+                report = await running.client.idle_report()
+        async with engine(path, checked, host_cache_bytes=1 << 20) as running:
+            await texts_of(running, 1, 300, 600)
+    finally:
+        Client.num_blocks = client_blocks
+    assert report.tiers.loaded_tokens_total >= 150
+    assert report.tiers.disk_bytes > 15 * TIERED.block_bytes
+    assert report.tiers.errors_total == report.tiers.quarantined_total == 0
+
+
+@async_test
+async def test_a_tier_too_small_for_a_block_ends_the_start(path: Path):
+    with pytest.raises(ConfigError, match="host_cache_bytes is 100"):
+        await serve_engine(
+            process(path, host_cache_bytes=100),
+            build=checked,
+            clock=MonotonicClock(),
+            report=lambda _: None,
+            stop=asyncio.Event(),
+        )

@@ -43,7 +43,7 @@ def executor_builder(
 
 
 def _simulated(model: ModelFile, settings: EngineSettings) -> Executor:
-    from headrace.executor.simulated import SimulatedExecutor
+    from headrace.executor.simulated import SLOT_BYTES, SimulatedExecutor
     from headrace.model.gguf import read_gguf
     from headrace.model.spec import spec_from_gguf
     from headrace.server.executor_thread import PacedExecutor
@@ -55,7 +55,7 @@ def _simulated(model: ModelFile, settings: EngineSettings) -> Executor:
         max_model_len=_context(settings, model_spec.context_length),
         block_size=SIMULATED_BLOCK_TOKENS,
         num_blocks=max(1, settings.kv_cache_tokens // SIMULATED_BLOCK_TOKENS),
-        block_bytes=0,
+        block_bytes=SIMULATED_BLOCK_TOKENS * SLOT_BYTES,
     )
     never = threading.Event()  # a wait that cannot be shortened: one step at most
     executor = SimulatedExecutor(spec, constraints=_constraints(model, settings))

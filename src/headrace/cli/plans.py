@@ -14,6 +14,7 @@ from headrace.cluster.local import LocalReplica
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.server.child import child_command
 from headrace.server.keeper import KILL_GRACE_SECONDS, KeeperLimits
+from headrace.server.kv_tiers.secret import kept_secret
 from headrace.server.process import ChildSpec
 from headrace.server.restarts import RestartLimits
 from headrace.server.settings import ConsoleProcess, EngineProcess, GatewayProcess
@@ -53,10 +54,7 @@ def autoscaler_config(config: Config) -> AutoscalerConfig:
 def gateway_process(
     config: Config, *, listening: socket.socket, directory: Path, model: ModelFile
 ) -> GatewayProcess:
-    """All that the gateway is told. Its replicas come over the control socket.
-
-    A key file has a secret of its own, which outlives this server.
-    """
+    """All that the gateway is told. Its replicas come over the control socket."""
     gateway = msgspec.structs.replace(
         config.gateway,
         http=config.http,
@@ -67,7 +65,7 @@ def gateway_process(
         listening_fd=listening.fileno(),
         engines={},
         control=str(directory / CONTROL_SOCKET),
-        cache_secret="" if config.server.key_file else secrets.token_hex(_CACHE_SECRET_BYTES),
+        cache_secret=_cache_secret(config),
         key_file=_path(config.server.key_file),
         journal=_path(config.server.journal),
         model=model,
@@ -78,6 +76,22 @@ def gateway_process(
         log=config.log,
         drain_seconds=config.server.drain_seconds,
     )
+
+
+def _cache_secret(config: Config) -> str:
+    """Return what salts derive from; "" with a key file, which has a secret of its own.
+
+    With blocks on disk it outlives this server, as they do. Raises ConfigError.
+    """
+    if config.server.key_file:
+        return ""
+    if config.engine.disk_cache_dir:
+        return kept_secret(Path(_path(config.engine.disk_cache_dir)), _draw_secret)
+    return _draw_secret()
+
+
+def _draw_secret() -> str:
+    return secrets.token_hex(_CACHE_SECRET_BYTES)
 
 
 def _path(text: str) -> str:

@@ -24,6 +24,7 @@ from headrace.core.scheduler.events import (
     Reject,
     ReportLoad,
     Submit,
+    Transfer,
 )
 from headrace.errors import StartError, UsageError
 from headrace.machine import Source
@@ -158,7 +159,7 @@ class _Solo:
                     self._take(output)
             case Reject(_, _, reason):
                 self._end(StartError(reason))
-            case ReportLoad() | KvChanged() | KvSnapshot():
+            case ReportLoad() | KvChanged() | KvSnapshot() | Transfer():
                 pass
             case _:
                 assert_never(effect)

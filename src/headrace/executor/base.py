@@ -32,8 +32,11 @@ class ExecutorSpec:
 class Executor(Protocol):
     """One device (or group of devices) with a model and KV caches of ``num_blocks`` blocks.
 
-    All methods block and are called from one thread only. Nothing here knows text, requests
-    or scheduling. Methods raise ExecutorFault when the device fails as a whole.
+    All methods block and are called from one thread only, but for ``read_blocks`` and
+    ``write_blocks``: those may be called from another thread while a step runs, to write blocks
+    that no step in flight touches, and to read any (of a block that a step writes meanwhile the
+    copy is worth nothing). Nothing here knows text, requests or scheduling. Methods raise
+    ExecutorFault when the device fails as a whole.
     """
 
     @property

@@ -15,6 +15,7 @@ _WHILE_THERE = (
     table.ENGINE_WAITING,
     table.ENGINE_WAITING_TOKENS,
     table.KV_BLOCKS,
+    table.KV_TIER_BYTES,
     table.PREFIX_INDEX_STATE,
     table.PROCESS_RESIDENT,
     table.PROCESS_OPEN_FDS,
@@ -52,6 +53,8 @@ class EngineFigures:
         put(table.KV_BLOCKS, replica, "used", value=used)
         put(table.KV_BLOCKS, replica, "cached", value=report.kv_blocks_cached)
         put(table.KV_BLOCKS, replica, "empty", value=empty)
+        put(table.KV_TIER_BYTES, replica, "host", value=report.tiers.host_bytes)
+        put(table.KV_TIER_BYTES, replica, "disk", value=report.tiers.disk_bytes)
         for metric, value in (
             (table.ENGINE_RUNNING, report.running),
             (table.ENGINE_WAITING, report.waiting),
@@ -70,6 +73,12 @@ class EngineFigures:
             (table.KV_PINNED, report.kv_blocks_pinned),
             (table.KV_EVICTED, report.kv_evicted_total),
             (table.KV_REGRETTED, report.kv_regretted_total),
+            (table.KV_TIER_SAVED, report.tiers.saved_blocks_total),
+            (table.KV_TIER_LOADED, report.tiers.loaded_tokens_total),
+            (table.KV_TIER_SECONDS, report.tiers.load_seconds_total),
+            (table.KV_TIER_DECLINED, report.tiers.declined_tokens_total),
+            (table.KV_TIER_QUARANTINED, report.tiers.quarantined_total),
+            (table.KV_TIER_ERRORS, report.tiers.errors_total),
         ):
             put(metric, replica, value=value)
 

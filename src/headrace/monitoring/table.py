@@ -241,6 +241,26 @@ ENGINE_PREEMPTIONS = _counter(
     "engine_preemptions_total", "Sequences put back to make room.", "replica"
 )
 
+# Engines' lower KV tiers
+
+KV_TIER_BYTES = _gauge("kv_tier_bytes", "Blocks in host memory and on disk.", "replica", "tier")
+KV_TIER_SAVED = _counter("kv_tier_saved_blocks_total", "Blocks saved to lower tiers.", "replica")
+KV_TIER_LOADED = _counter(
+    "kv_tier_loaded_tokens_total", "Tokens fetched from lower tiers instead of computed.", "replica"
+)
+KV_TIER_SECONDS = _counter("kv_tier_load_seconds_total", "Time that those took.", "replica")
+KV_TIER_DECLINED = _counter(
+    "kv_tier_declined_tokens_total",
+    "Tokens there that would have taken longer to fetch than to compute.",
+    "replica",
+)
+KV_TIER_QUARANTINED = _counter(
+    "kv_tier_quarantined_total", "Saved blocks that were found damaged.", "replica"
+)
+KV_TIER_ERRORS = _counter(
+    "kv_tier_errors_total", "Times a tier could not be used (disk full, hung load).", "replica"
+)
+
 # Every process: the gateway's own, engines' from their heartbeats
 
 PROCESS_RESIDENT = _gauge("process_resident_bytes", "Resident memory of a process.", "process")
@@ -314,6 +334,13 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     ENGINE_DRAFT_TOKENS,
     ENGINE_ACCEPTED_DRAFTS,
     ENGINE_PREEMPTIONS,
+    KV_TIER_BYTES,
+    KV_TIER_SAVED,
+    KV_TIER_LOADED,
+    KV_TIER_SECONDS,
+    KV_TIER_DECLINED,
+    KV_TIER_QUARANTINED,
+    KV_TIER_ERRORS,
     PROCESS_RESIDENT,
     PROCESS_OPEN_FDS,
     PROCESS_CPU,

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
@@ -29,11 +30,13 @@ from headrace.core.scheduler.events import (
     ReportLoad,
     StepDone,
     StepFailed,
+    Transfer,
 )
 from headrace.machine import Source
 from headrace.server.child import Ready
 from headrace.server.driver import AsyncioDriver
 from headrace.server.executor_thread import ExecutorThread
+from headrace.server.kv_tiers.build import build_mover, tier_config
 from headrace.server.links import ReplicaDescription
 from headrace.server.transport.listener import EngineListener
 from headrace.server.vitals import vitals
@@ -45,11 +48,15 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.executor.base import Executor, ExecutorSpec
+    from headrace.server.kv_tiers.mover import Mover
     from headrace.server.settings import EngineProcess, EngineSettings
     from headrace.types import Seconds
 
 WATCH_SECONDS = 1.0
 """How often the engine looks whether its step still moves."""
+
+SETTLE_SECONDS = 10.0
+"""For saves of an engine that ends, if the drain took less time than it may."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +71,7 @@ class Engine:
         self._thread = ExecutorThread(finished=self._step_finished, clock=clock)
         self._driver: AsyncioDriver[EngineEvent, EngineEffect] | None = None
         self._listener: EngineListener | None = None
+        self._mover: Mover | None = None  # None without lower tiers
         self._num_faults = 0  # in a row
         self._stop = stop
         self._failure: str | None = None
@@ -71,8 +79,9 @@ class Engine:
     async def start(self, process: EngineProcess, build: Callable[[], Executor]) -> ExecutorSpec:
         """Build the executor, then listen: whoever can connect finds the engine ready."""
         spec = await self._thread.start(build)
+        tiers = tier_config(self._settings, spec)
         self._driver = AsyncioDriver(
-            build_engine_core(spec, scheduler_config(self._settings)),
+            build_engine_core(spec, scheduler_config(self._settings), tiers),
             perform=self._perform,
             clock=self._clock,
             loop=self._loop,
@@ -84,17 +93,31 @@ class Engine:
             clock=self._clock,
             limits=process.transport,
         )
+        if tiers is not None:
+            self._start_mover(ReplicaId(process.replica), spec)
         await self._listener.start(Path(process.socket))
         return spec
+
+    def _start_mover(self, replica: ReplicaId, spec: ExecutorSpec) -> None:
+        assert self._driver is not None
+        feed = partial(self._driver.feed, source=Source.DEVICE)
+        self._mover = build_mover(
+            self._settings, spec, replica=replica, clock=self._clock, tell=feed
+        )
+        self._mover.start(self._thread.executor, spec.block_bytes)
 
     async def stop(self, *, drain_seconds: float) -> int:
         """Let running requests finish for so long, then end; return the exit code."""
         if self._listener is not None:
             if self._failure is None:
+                until = self._clock.now() + drain_seconds
                 await self._drain(self._listener, drain_seconds)
+                await self._settle(min(until - self._clock.now(), SETTLE_SECONDS))
             self._listener.close(self._failure or "the replica is shutting down")
         if self._driver is not None:
             self._driver.close()
+        if self._mover is not None:  # before the executor, whose blocks it copies
+            await self._mover.stop()
         await self._thread.stop()
         if self._failure is None:
             return 0
@@ -107,6 +130,11 @@ class Engine:
                 await listener.drain()
         except TimeoutError:
             _log.warning("%d requests did not finish in time", listener.num_requests)
+
+    async def _settle(self, seconds: Seconds) -> None:
+        """Let what is worth keeping reach the disk, for so long."""
+        if self._mover is not None and self._settings.disk_cache_dir:
+            await self._mover.settle(seconds)
 
     async def watch(self) -> None:
         """Break off when a step takes far too long: a device that hangs tells nobody."""
@@ -137,6 +165,9 @@ class Engine:
                 self._listener.gateways.send_change(effect)
             case KvSnapshot():
                 self._listener.gateways.send_content(effect)
+            case Transfer():
+                assert self._mover is not None
+                self._mover.submit(effect)
             case _:
                 assert_never(effect)
 

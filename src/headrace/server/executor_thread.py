@@ -47,6 +47,13 @@ class ExecutorThread:
         self._begun: deque[Seconds] = deque()  # when each step in flight became the thread's
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """Once it has started: for its spec and its blocks, which other threads may copy."""
+        assert self._executor is not None
+        return self._executor
 
     async def start(self, build: Callable[[], Executor]) -> ExecutorSpec:
         """Build the executor in the thread; raise what ``build`` raises."""
@@ -84,6 +91,7 @@ class ExecutorThread:
         except BaseException as error:  # whoever awaits `start` handles it
             _call(loop, _fail, ready, error)
             return
+        self._executor = executor
         _call(loop, _resolve, ready, executor.spec)
         try:
             while (plan := self._next_plan(loop)) is not None:

@@ -169,6 +169,16 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_faults: Annotated[
         int, Meta(ge=1, le=1000, description="failed steps in a row that end the engine")
     ] = 3
+    host_cache_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 46, description="memory for blocks that leave the KV cache; 0: none"),
+    ] = 0
+    disk_cache_dir: Annotated[
+        str, Meta(description="directory for blocks that leave the KV cache; empty: none")
+    ] = ""
+    disk_cache_bytes: Annotated[
+        int, Meta(ge=1, le=1 << 50, description="limit of each replica's part of disk_cache_dir")
+    ] = 4 << 30
     simulated_speed: Annotated[
         float, Meta(ge=0, le=1e6, description="time factor of the simulated model; 0: no time")
     ] = 1.0

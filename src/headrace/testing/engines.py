@@ -17,6 +17,7 @@ from headrace.testing.harness import EngineHarness
 from headrace.types import BlockId, FinishReason, SamplingParams, SequenceId, StepId
 
 if TYPE_CHECKING:
+    from headrace.core.kvcache.tiers import TierConfig
     from headrace.executor.constraints import Constraints
     from headrace.types import Request, TokenId, Tokens
 
@@ -45,12 +46,13 @@ def simulated_engine(
     spec: ExecutorSpec | None = None,
     config: SchedulerConfig | None = None,
     constraints: Constraints | None = None,
+    tiers: TierConfig | None = None,
     *,
     repeats: bool = False,
 ) -> EngineHarness:
     """Return a harness round a fresh engine, whose texts go in circles if it ``repeats``."""
     spec = spec or simulated_spec()
-    core = build_engine_core(spec, config or SchedulerConfig())
+    core = build_engine_core(spec, config or SchedulerConfig(), tiers)
     executor = SimulatedExecutor(spec, check_kv=True, repeats=repeats, constraints=constraints)
     return EngineHarness(core, executor)
 

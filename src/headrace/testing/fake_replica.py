@@ -25,7 +25,9 @@ from headrace.core.scheduler.events import (
     SnapshotWanted,
     StepDone,
     Submit,
+    Transfer,
 )
+from headrace.errors import InvariantBroken
 from headrace.machine import Source
 from headrace.server.driver import AsyncioDriver
 from headrace.server.links import ReplicaDescription, ReplicaProcess
@@ -263,6 +265,8 @@ class SimulatedReplica:
                 self._events.kv_changed(self._replica, number, stored, removed)
             case KvSnapshot(_, number, keys):
                 self._events.kv_listed(self._replica, number, keys)
+            case Transfer():
+                raise InvariantBroken(f"{effect}: it has no lower tiers")
             case _:
                 assert_never(effect)
 

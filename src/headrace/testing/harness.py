@@ -20,9 +20,11 @@ from headrace.core.scheduler.events import (
     StepDone,
     StepFailed,
     Submit,
+    Transfer,
 )
 from headrace.errors import InvariantBroken
 from headrace.testing.journal import Journal
+from headrace.testing.tier_store import TierStore
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.engine_core import EngineCore
@@ -52,7 +54,8 @@ class CacheFollower:
 class EngineHarness:
     """Feeds ``core``; runs its steps on ``executor`` at once and holds the results back.
 
-    ``tokens`` and ``finishes`` gather what came out; ``journal`` holds everything.
+    ``tokens`` and ``finishes`` gather what came out; ``journal`` holds everything; ``store`` is the
+    lower tier, if the core has one.
     """
 
     def __init__(self, core: EngineCore, executor: Executor) -> None:
@@ -64,7 +67,7 @@ class EngineHarness:
         self.rejects: dict[RequestId, Reject] = {}
         self.follower = CacheFollower()
         self.journal: Journal[EngineEvent, EngineEffect] = Journal()
-        self._executor = executor
+        self.store = TierStore(executor)
         self._running: deque[tuple[StepPlan, StepResult]] = deque()
 
     @property
@@ -114,18 +117,26 @@ class EngineHarness:
             self.feed(StepDone(plan.step_id, result))
         return plan
 
+    def finish_transfer(self, index: int = 0, *, limit: int | None = None) -> None:
+        """Let a pending transfer end."""
+        for event in self.store.finish(index, limit=limit):
+            self.feed(event)
+
     def run_until_idle(self, max_steps: int = 10_000) -> None:
-        """Finish steps until none is in flight."""
+        """Finish steps and transfers until none is in flight."""
         for _ in range(max_steps):
-            if not self._running:
+            if self.store.pending:
+                self.finish_transfer()
+            elif self._running:
+                self.finish_step()
+            else:
                 return
-            self.finish_step()
         raise InvariantBroken(f"still busy after {max_steps} steps")
 
     def _take(self, effect: EngineEffect) -> None:
         match effect:
             case Execute(plan):
-                self._running.append((plan, self._executor.execute(plan)))
+                self._running.append((plan, self.store.executor.execute(plan)))
             case Emit(outputs):
                 for output in outputs:
                     self._receive(output)
@@ -133,6 +144,8 @@ class EngineHarness:
                 self.rejects[request_id] = effect
             case KvChanged():
                 self.follower.take(effect)
+            case Transfer():
+                self.store.begin(effect)
             case ReportLoad() | KvSnapshot():
                 pass
             case _:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from headrace.core.kvcache.cache import KVCache
+from headrace.core.kvcache.coming import OF_A_LOAD, Coming
+from headrace.core.kvcache.prefix import PrefixIndex
 from headrace.core.kvcache.table import BlockTable
 
 SIZE = 4
@@ -93,3 +95,25 @@ def test_those_who_compute_are_found_to_be_strangers_if_they_are_not_known():
     kv, maker = cache_with_maker()
     assert kv.coming.of_strangers([maker]) == []
     assert kv.coming.of_strangers([]) == [maker.digest(i) for i in range(3)]
+
+
+def nine_of(urgency: int) -> BlockTable:
+    return BlockTable(list(range(9)), 4, b"root", urgency=urgency)
+
+
+def test_a_load_is_waited_for_by_everybody_even_where_nothing_is_shared():
+    for shares in (True, False):
+        coming = Coming(PrefixIndex(), shares=shares)
+        load, waiting = nine_of(OF_A_LOAD), nine_of(0)
+        coming.announce(load.digest(0), load)
+        assert coming.awaits(waiting)
+        coming.give_up(load)
+        assert not coming.awaits(waiting)
+        assert coming.take_settled() == [load.digest(0)]
+
+
+def test_a_sequence_is_not_waited_for_where_nothing_is_shared():
+    coming = Coming(PrefixIndex(), shares=False)
+    maker, waiting = nine_of(0), nine_of(0)
+    coming.announce(maker.digest(0), maker)
+    assert not coming.awaits(waiting)

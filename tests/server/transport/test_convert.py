@@ -41,6 +41,7 @@ from headrace.types import (
     Request,
     RequestId,
     SamplingParams,
+    TierFigures,
     TokenLogprobs,
 )
 
@@ -156,7 +157,9 @@ def test_messages_have_the_fields_of_the_values_they_carry():
 
 
 def test_reports_and_descriptions_survive_the_wire():
-    report = ReportLoad(**{f.name: i for i, f in enumerate(dataclasses.fields(ReportLoad))})
+    figures = {f.name: i for i, f in enumerate(dataclasses.fields(ReportLoad))}
+    tiers = TierFigures(*range(len(TierFigures._fields)))
+    report = ReportLoad(**{**figures, "tiers": tiers})
     message = messages.decode_to_gateway(messages.encode(load_message(report)))
     assert isinstance(message, Load)
     assert report_of(message) == report

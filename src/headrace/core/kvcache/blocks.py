@@ -121,6 +121,15 @@ class BlockPool:
         """Return the free cached blocks, next to be evicted first. For tests and snapshots."""
         return list(self._cached.victims())
 
+    def next_victims(self, count: int) -> list[BlockId]:
+        """Return at most ``count`` free cached blocks, next to be evicted first."""
+        blocks: list[BlockId] = []
+        block = self._next[self.num_blocks]
+        while block != self.num_blocks and len(blocks) < count:
+            blocks.append(BlockId(block))
+            block = self._next[block]
+        return blocks
+
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless every block is in exactly one place."""
         cached = self.cached()

@@ -26,6 +26,7 @@ from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.kvcache.eviction.evictor import Evictor
 from headrace.core.kvcache.prefix import Content, PrefixIndex
 from headrace.core.kvcache.survey import Survey
+from headrace.core.kvcache.tiers import NoTiers
 from headrace.errors import InvariantBroken
 from headrace.types import BlockId
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from headrace.core.kvcache.table import BlockTable
+    from headrace.core.kvcache.tiers import Tiers
     from headrace.types import StepId, Tokens
 
 MIN_PARTIAL = 4
@@ -67,6 +69,7 @@ class KVCache:
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
     another computes. ``index``, ``coming`` and ``survey`` are to be asked, and ``index`` is changed
     by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
+    by nobody else. ``tiers`` are below; who builds them sets them.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class KVCache:
         self.evictor = Evictor(num_blocks, eviction, self.index.find)
         self._pool = BlockPool(num_blocks, evict=self.index.drop, cached=self.evictor)
         self.survey = Survey(self._pool, self.index)
+        self.tiers: Tiers = NoTiers()
         self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
 
     @property
@@ -168,10 +172,9 @@ class KVCache:
 
     def release(self, table: BlockTable, after: StepId | None) -> None:
         """Take a table's blocks away: at once, or when step ``after`` is done."""
-        for digest in table.chain[table.num_published :]:
-            self.coming.settle(digest, table)
+        self.coming.give_up(table)
         blocks = table.blocks[::-1]
-        table.blocks, table.num_published, table.num_found = (), 0, 0
+        table.blocks, table.num_published, table.num_found, table.num_decided = (), 0, 0, 0
         if after is None:
             self._give_back(blocks)
         else:
@@ -198,7 +201,7 @@ class KVCache:
         """Raise InvariantBroken unless the ledger balances against all ``tables`` in use."""
         self._pool.check_integrity()
         self.index.check_integrity()
-        tables = list(tables)
+        tables = [*tables, *self.tiers.tables()]
         held = Counter(block for table in tables for block in table.blocks)
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)
         for block in map(BlockId, range(self._pool.num_blocks)):

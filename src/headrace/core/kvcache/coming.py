@@ -1,4 +1,4 @@
-"""Coming: content that a step in flight, or a prompt under way, is computing right now.
+"""Coming: content that a step in flight, a prompt under way or a load is bringing right now.
 
 Whoever wants the same content had better wait for it than compute it again. It knows no blocks.
 """
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
 
 
+OF_A_LOAD = -1
+"""The urgency of a table that is no sequence's: everybody waits for it."""
+
+
 class Coming:
-    """Digest -> the table of who computes it. Not ``shares``: nobody waits for anybody."""
+    """Digest -> the table of who brings it. Not ``shares``: nobody waits for anybody but loads."""
 
     def __init__(self, index: PrefixIndex, *, shares: bool) -> None:
         self._index = index
@@ -23,6 +27,9 @@ class Coming:
         self._makers: dict[bytes, BlockTable] = {}
         self._awaited: set[bytes] = set()  # coming, and somebody asked
         self._settled: list[bytes] = []  # awaited, and coming no more
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._makers
 
     def announce(self, digest: bytes, table: BlockTable) -> None:
         """A table's sequence computes this content, unless another one does already."""
@@ -35,6 +42,11 @@ class Coming:
             if digest in self._awaited:
                 self._awaited.remove(digest)
                 self._settled.append(digest)
+
+    def give_up(self, table: BlockTable) -> None:
+        """Nothing more of what a table announced will come from it."""
+        for digest in table.chain[table.num_published :]:
+            self.settle(digest, table)
 
     def awaits(self, table: BlockTable) -> bool:
         """Whether another sequence is computing the first content that a table cannot share yet.
@@ -67,4 +79,6 @@ class Coming:
 
     def _comes_for(self, table: BlockTable) -> bool:
         maker = self._makers.get(table.awaits)
-        return self._shares and maker is not None and maker.urgency <= table.urgency
+        if maker is None or maker.urgency > table.urgency:
+            return False
+        return self._shares or maker.urgency == OF_A_LOAD

@@ -42,6 +42,7 @@ class PrefixIndex:
         self._blocks: dict[bytes, BlockId] = {}
         self._contents: dict[BlockId, Content] = {}
         self._children: dict[bytes, dict[BlockId, None]] = {}  # a dict as an ordered set
+        self.num_added = 0  # contents, from the start
         self._touched: dict[bytes, bool] = {}  # since the last look; whether it was here then
 
     def __len__(self) -> int:
@@ -54,6 +55,10 @@ class PrefixIndex:
         """Return the block that holds ``digest``."""
         return self._blocks.get(digest)
 
+    def content(self, block: BlockId) -> Content | None:
+        """Return what a block holds: the very same object as long as it was not evicted."""
+        return self._contents.get(block)
+
     def add(self, block: BlockId, content: Content) -> bool:
         """Name a block's content; False if another block already holds the same."""
         if content.digest in self._blocks:
@@ -61,6 +66,7 @@ class PrefixIndex:
         if block in self._contents:
             raise InvariantBroken(f"block {block} holds {self._contents[block].digest.hex()}")
         self._touched.setdefault(content.digest, False)
+        self.num_added += 1
         self._blocks[content.digest] = block
         self._contents[block] = content
         self._children.setdefault(content.parent, {})[block] = None

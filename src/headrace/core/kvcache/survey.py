@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.blocks import BlockPool
-    from headrace.core.kvcache.prefix import PrefixIndex
+    from headrace.core.kvcache.prefix import Content, PrefixIndex
     from headrace.core.kvcache.table import BlockTable
+    from headrace.types import BlockId
 
 
 class Survey:
@@ -16,6 +17,21 @@ class Survey:
     def __init__(self, pool: BlockPool, index: PrefixIndex) -> None:
         self._pool = pool
         self._index = index
+
+    @property
+    def num_blocks(self) -> int:
+        """All blocks there are."""
+        return self._pool.num_blocks
+
+    @property
+    def num_blank(self) -> int:
+        """Free blocks whose content is of no value."""
+        return self._pool.num_free - self._pool.num_cached
+
+    def next_victims(self, count: int) -> list[tuple[BlockId, Content]]:
+        """Return at most ``count`` blocks whose content goes next, with it, in order."""
+        victims = ((b, self._index.content(b)) for b in self._pool.next_victims(count))
+        return [(block, content) for block, content in victims if content is not None]
 
     def demand(self, table: BlockTable) -> int:
         """Return how many free blocks it takes until all of a table's tokens have a place.

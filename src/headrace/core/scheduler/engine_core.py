@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from headrace.core.costs.step_model import StepModel
 from headrace.core.kvcache.cache import KVCache
+from headrace.core.kvcache.lower_tiers import LowerTiers
 from headrace.core.scheduler.counters import Counters
 from headrace.core.scheduler.deadlines import Deadlines
 from headrace.core.scheduler.door import Door
@@ -29,10 +30,13 @@ from headrace.core.scheduler.events import (
     StepDone,
     StepFailed,
     Submit,
+    TierChanged,
+    TransferDone,
 )
 from headrace.core.scheduler.fairness import Ledger
 from headrace.core.scheduler.forecast import Forecast
 from headrace.core.scheduler.intake import Intake
+from headrace.core.scheduler.lookahead import Lookahead
 from headrace.core.scheduler.pacing import Pace
 from headrace.core.scheduler.preemption import Victims
 from headrace.core.scheduler.rows import Rows
@@ -43,6 +47,7 @@ from headrace.machine import Tick
 from headrace.types import EngineTiming, FinishReason
 
 if TYPE_CHECKING:
+    from headrace.core.kvcache.tiers import TierConfig
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.core.scheduler.intake import EngineSpec
@@ -83,13 +88,18 @@ class EngineCore:
                 self._abort(request_id)
             case StepFailed(step_id, reason):
                 self._step_failed(self.scheduler.land(step_id, failed=True), reason)
+            case TierChanged() | TransferDone():
+                self.scheduler.kv.tiers.note(event, now)
             case Tick() | SnapshotWanted():
                 pass
             case _:
                 assert_never(event)
         self._expire(now)
+        tiers = self.scheduler.kv.tiers
+        effects.extend(tiers.fetch(now))
         self._plan(effects, now)
-        if self._live and not self.scheduler.in_flight:
+        effects.extend(tiers.save(now))
+        if self._live and not self.scheduler.in_flight and not tiers.is_busy:
             raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
         if self._outputs:
             effects.append(Emit(tuple(self._outputs)))
@@ -100,7 +110,8 @@ class EngineCore:
 
     def next_wakeup(self) -> Seconds | None:
         """Return the next deadline or the time of the next load report."""
-        times = (self._deadlines.next_at(), self._next_report)
+        of_tiers = self.scheduler.kv.tiers.next_wakeup()
+        times = (self._deadlines.next_at(), self._next_report, of_tiers)
         return min((time for time in times if time is not None), default=None)
 
     def check_integrity(self) -> None:
@@ -226,7 +237,7 @@ class EngineCore:
 
     def _report(self, now: Seconds) -> list[ReportLoad]:
         """Report every ``report_period`` while there is work, and once when there is none."""
-        if not self._live and not self.scheduler.in_flight:
+        if not (self._live or self.scheduler.in_flight or self.scheduler.kv.tiers.is_busy):
             if self._next_report is None:
                 return []
             self._next_report = None
@@ -260,6 +271,7 @@ class EngineCore:
             kv_blocks_pinned=eviction.pinned,
             kv_evicted_total=eviction.evicted,
             kv_regretted_total=eviction.regretted,
+            tiers=scheduler.kv.tiers.figures(),
         )
 
 
@@ -278,8 +290,10 @@ def _timing(beginning: Beginning, now: Seconds) -> EngineTiming:
     return EngineTiming(waited, prefill, beginning.chunks, beginning.preemptions)
 
 
-def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
-    """Return the machine for an executor as ``spec`` describes it."""
+def build_engine_core(
+    spec: EngineSpec, config: SchedulerConfig, tiers: TierConfig | None = None
+) -> EngineCore:
+    """Return the machine for an executor as ``spec`` describes it, with its lower tiers if any."""
     counters = Counters()
     kv = KVCache(
         num_blocks=spec.num_blocks,
@@ -299,6 +313,8 @@ def build_engine_core(spec: EngineSpec, config: SchedulerConfig) -> EngineCore:
         ledger=ledger,
         victims=Victims(kv, model, config.preemption, ledger.patience),
     )
+    if tiers is not None:
+        kv.tiers = LowerTiers(kv, model, Lookahead(scheduler), tiers)
     door = Door(
         intake=Intake(spec),
         scheduler=scheduler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from headrace.core.kvcache.transfers import TierChanged, Transfer, TransferDone
 from headrace.machine import Tick
 from headrace.types import Output, ReportLoad
 
@@ -50,7 +51,9 @@ class SnapshotWanted:
     to: str
 
 
-EngineEvent: TypeAlias = Submit | Abort | StepDone | StepFailed | SnapshotWanted | Tick
+EngineEvent: TypeAlias = (
+    Submit | Abort | StepDone | StepFailed | SnapshotWanted | TierChanged | TransferDone | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,9 @@ __all__ = [
     "StepDone",
     "StepFailed",
     "Submit",
+    "TierChanged",
+    "Transfer",
+    "TransferDone",
 ]
 
-EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad | KvChanged | KvSnapshot
+EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad | KvChanged | KvSnapshot | Transfer

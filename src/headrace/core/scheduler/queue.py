@@ -112,6 +112,16 @@ class WaitingQueue:
                 return sequence
         return None
 
+    def next_few(self, count: int) -> list[Sequence]:
+        """Return who is next in each class and about who follows in its line, at most ``count``."""
+        few: list[Sequence] = []
+        for rank in range(NUM_RANKS):
+            head = self.first(rank)
+            if head is not None:
+                line = self._lines[rank][head.account.tenant]
+                few += [entry[2] for entry in line.heap[:count] if entry[2].is_queued]
+        return few[:count]
+
     def set_aside(self, sequence: Sequence) -> None:
         """Leave out the first of its class, until it is put back."""
         line = self._lines[sequence.rank][sequence.account.tenant]
