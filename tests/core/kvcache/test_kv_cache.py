@@ -207,21 +207,3 @@ def test_output_blocks_extend_the_chain():
     assert kv.take_cached(late) == 8
     assert late.blocks == (BlockId(0),)
 
-
-def test_what_is_computed_before_content_that_is_found_is_still_published():
-    """A step computes block 0 while block 1 is cached already: its content comes all the same."""
-    kv = cache_of()
-    longer = table_of(*range(24))
-    kv.grow(longer, 24)
-    kv.publish(longer, 8)
-    first = table_of(*range(24), 99)
-    assert kv.grow(first, 8)  # as if block 0 had been evicted meanwhile
-    kv.index.drop(longer.blocks[0])
-    kv.coming.announce(first.digest(0), first)
-    kv.publish(longer, 24)
-    assert kv.take_cached(first) == 16
-    kv.publish(first, 8)
-    assert kv.index.find(first.digest(0)) == first.blocks[0]
-    kv.check_integrity([longer, first])
-    kv.release(first, after=None)
-    kv.check_integrity([longer])
