@@ -206,4 +206,3 @@ def test_output_blocks_extend_the_chain():
     late = table_of(*range(9))
     assert kv.take_cached(late) == 8
     assert late.blocks == (BlockId(0),)
-

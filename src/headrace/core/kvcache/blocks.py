@@ -16,6 +16,7 @@ All operations are O(1) per block, besides those of that order.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import InvariantBroken
@@ -123,12 +124,7 @@ class BlockPool:
 
     def next_victims(self, count: int) -> list[BlockId]:
         """Return at most ``count`` free cached blocks, next to be evicted first."""
-        blocks: list[BlockId] = []
-        block = self._next[self.num_blocks]
-        while block != self.num_blocks and len(blocks) < count:
-            blocks.append(BlockId(block))
-            block = self._next[block]
-        return blocks
+        return list(islice(self._cached.victims(), count))
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless every block is in exactly one place."""

@@ -69,7 +69,7 @@ class KVCache:
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
     another computes. ``index``, ``coming`` and ``survey`` are to be asked, and ``index`` is changed
     by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
-    by nobody else. ``tiers`` are below; who builds them sets them.
+    ``tiers`` are below; who builds them sets them.
     """
 
     def __init__(

@@ -53,8 +53,7 @@ class Saving:
         self._storing: tuple[bytes, ...] = ()
         self._is_told = False  # that _storing is to be stored
         self._not_before: Seconds = float("-inf")
-        self._swept = -1  # how much content had been added at the last look while idle
-        self._clean_at: tuple[int, int] | None = None  # when nothing that goes next was dirty
+        self._clean: tuple[int, tuple[int, int]] = (0, (-1, -1))  # so many next victims, and when
         self._lately: dict[bytes, None] = {}  # oldest first; as many as there are blocks
 
     @property
@@ -73,7 +72,8 @@ class Saving:
         victims = self._kv.survey.next_victims(num_looked_at) if num_looked_at else []
         dirty = [v for v in victims if not (v[1].digest in self._lately or is_below(v[1].digest))]
         if not dirty:
-            self._note_clean(num_looked_at)
+            if num_looked_at:
+                self._clean = (num_looked_at, self._turnover())
             return None
         self._copied = dict(dirty[: self._config.transfer_blocks])
         digests = tuple(content.digest for content in self._copied.values())
@@ -103,19 +103,13 @@ class Saving:
 
     def _num_to_look_at(self) -> int:
         """Return how many of the next victims may need saving; 0 while there is no need."""
-        num_added = self._kv.index.num_added
-        if self._config.outlives and self._swept != num_added and self._line.is_idle:
-            return MAX_SWEEP
         look = max(MIN_LOOK, 2 * self._config.transfer_blocks)
-        if self._clean_at == self._turnover() or self._kv.survey.num_blank >= look:
+        if self._config.outlives and self._line.is_idle:
+            look = MAX_SWEEP
+        elif self._kv.survey.num_blank >= look:
             return 0
-        return look
-
-    def _note_clean(self, num_looked_at: int) -> None:
-        if num_looked_at == MAX_SWEEP:
-            self._swept = self._kv.index.num_added
-        elif num_looked_at:
-            self._clean_at = self._turnover()
+        num_clean, at = self._clean
+        return 0 if look <= num_clean and at == self._turnover() else look
 
     def _turnover(self) -> tuple[int, int]:
         """Return what is different once other blocks are next to go."""

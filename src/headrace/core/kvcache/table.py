@@ -22,8 +22,8 @@ class BlockTable:
     came from the prefix cache or were offered to it. ``awaits`` is the digest that was last found
     to be on its way, ``num_found`` how many blocks before it were found cached (shortcuts for the
     next look). ``urgency`` orders sequences that may have to wait for each other, most urgent
-    first. ``owner`` and ``visit`` are for eviction. Of the first ``num_decided`` blocks it was decided whether to fetch them from a lower
-    tier. Only KVCache and its tiers change a table.
+    first. ``owner`` and ``visit`` are for eviction. Of the first ``num_decided`` blocks it was
+    decided whether to fetch them from a lower tier. Only KVCache and its tiers change a table.
     """
 
     tokens: list[TokenId]
