@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from one_engine import MEASURED, OneEngine, Texts, jain, read_step_time
+from one_engine import MEASURED, OneEngine, Texts, jain, read_step_time, server_config
 
 from headrace.bench.environment import Environment, describe_environment
-from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.order import Order
 from headrace.executor.simulated import StepTime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from headrace.core.scheduler.config import SchedulerConfig
     from headrace.types import Request, Seconds, Tokens
 
-FAIR = SchedulerConfig(max_num_waiting=1 << 20)
+FAIR = server_config()
 FIRST_COME = replace(FAIR, fair=False, order=Order.ARRIVAL)
 PROMPT, OUTPUT = 256, 256
 CAPACITY = 1.7  # requests/s

@@ -1,13 +1,14 @@
 """What a saturating load of class batch does to interactive requests, in virtual time.
 
-    python benchmarks/twin/isolation.py [--speed FILE] [--seconds 300] [--json FILE]
+    python benchmarks/twin/isolation.py [--speed FILE] [--set order=arrival] [--json FILE]
 
 Interactive requests (128 in, 64 out) arrive as a Poisson process at 30 % of the rate that saturates
 the engine, alone and beside a backlog of batch requests (512 in, 128 out). Held against the bars:
 p95 TTFT at most one planned step above its value alone, goodput at most 2 points lower, and for
 batch at least 90 % of the tokens/s that interactive leaves, 70 % of what batch has alone. A
 planned step is the p95 of those that ran beside the backlog. Steps take as long as FILE of
-``executor_speed.py`` says. Exits 1 if a bar is missed.
+``executor_speed.py`` says; the engine has the server's settings but for those of ``--set``. Exits
+1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from one_engine import MEASURED, OneEngine, Texts, read_step_time
+from one_engine import MEASURED, OneEngine, Texts, read_step_time, server_config
 
 from headrace.bench.environment import Environment, describe_environment
 from headrace.bench.stats import percentile
-from headrace.core.scheduler.config import SchedulerConfig
 from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from one_engine import Story
 
+    from headrace.core.scheduler.config import SchedulerConfig
     from headrace.executor.simulated import StepTime
     from headrace.types import Request, Seconds
 
@@ -81,6 +82,7 @@ class Result:
 
 def play(
     name: str,
+    config: SchedulerConfig,
     step_time: StepTime,
     seconds: Seconds,
     *,
@@ -88,7 +90,7 @@ def play(
     backlog: Iterable[tuple[Seconds, Request]] = (),
 ) -> Phase:
     """Run interactive requests at ``rate`` beside a backlog."""
-    engine = OneEngine(SchedulerConfig(max_num_waiting=1 << 20), step_time, kv_tokens=KV_TOKENS)
+    engine = OneEngine(config, step_time, kv_tokens=KV_TOKENS)
     texts = Texts("person", 1)
     arrivals = [
         (at, interactive(texts, at)) for at in (texts.poisson(rate, seconds) if rate else ())
@@ -153,9 +155,9 @@ def ms_at(ascending: Sequence[Seconds], share: float) -> float:
     return round(1000 * percentile(ascending, share), 1) if ascending else 0.0
 
 
-def saturated_rate(step_time: StepTime, seconds: Seconds) -> float:
+def saturated_rate(config: SchedulerConfig, step_time: StepTime, seconds: Seconds) -> float:
     """Return how many interactive requests a second the engine ends when all are there."""
-    engine = OneEngine(SchedulerConfig(max_num_waiting=1 << 20), step_time, kv_tokens=KV_TOKENS)
+    engine = OneEngine(config, step_time, kv_tokens=KV_TOKENS)
     texts = Texts("person", 3)
     engine.run([(0.0, texts.request(*INTERACTIVE)) for _ in range(BACKLOG)], seconds)
     ends = [s.times[-1] for s in engine.stories.values() if s.end == "length"]
@@ -211,19 +213,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--speed", type=Path, default=MEASURED, help="of executor_speed.py")
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    step_time = read_step_time(args.speed)
-    saturated = saturated_rate(step_time, args.seconds)
+    step_time, config = read_step_time(args.speed), server_config(args.set)
+    saturated = saturated_rate(config, step_time, args.seconds)
     rate = SHARE * saturated
     print(f"{step_time}\nsaturated at {saturated:.2f} requests/s, interactive at {rate:.2f}")
-    alone = play("interactive alone", step_time, args.seconds, rate=rate)
-    jobs = play("batch alone", step_time, args.seconds, backlog=batch(BACKLOG))
-    both = play("both", step_time, args.seconds, rate=rate, backlog=batch(BACKLOG))
+    alone = play("interactive alone", config, step_time, args.seconds, rate=rate)
+    jobs = play("batch alone", config, step_time, args.seconds, backlog=batch(BACKLOG))
+    both = play("both", config, step_time, args.seconds, rate=rate, backlog=batch(BACKLOG))
     bars = judge(alone, jobs, both)
     show([alone, jobs, both], bars)
     if args.json is not None:
         words = ["python", "benchmarks/twin/isolation.py", "--seconds", f"{args.seconds:g}"]
+        words += [word for setting in args.set for word in ("--set", setting)]
         result = Result(
             environment=describe_environment(words),
             step_time=step_time,

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import Emit, Execute, Reject, Submit
 from headrace.executor.base import ExecutorSpec
 from headrace.executor.simulated import SimulatedExecutor, StepTime
+from headrace.server.engine import scheduler_config
+from headrace.server.settings import EngineSettings
 from headrace.twin.device import SimulatedDevice
 from headrace.twin.simulator import SimulatedDriver, Simulator
 from headrace.types import Request, RequestId
@@ -177,6 +180,16 @@ class OneEngine:
     def _weight(self, row: Row) -> Seconds:
         """Return what a row costs beyond the step's base."""
         return self._step_time.of((row,)) - self._step_time.base
+
+
+def server_config(settings: Sequence[str] = ()) -> SchedulerConfig:
+    """Return what an engine runs with, with ``name=value`` of section ``engine`` changed.
+
+    Any number may wait. Raises msgspec.ValidationError for an unknown name or a bad value.
+    """
+    changed = dict(setting.split("=", 1) for setting in settings)
+    chosen = msgspec.convert(changed, EngineSettings, strict=False)
+    return replace(scheduler_config(chosen), max_num_waiting=1 << 20)
 
 
 class Texts:

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from one_engine import MEASURED, OneEngine, Texts, read_step_time
+from one_engine import MEASURED, OneEngine, Texts, read_step_time, server_config
 
 from headrace.bench.environment import Environment, describe_environment
 from headrace.bench.stats import percentile
-from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.preemption import Preemption
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def trace(number: int) -> list[tuple[Seconds, Request]]:
 
 def play(policy: Preemption, over: float, number: int, step_time: StepTime) -> Tax:
     """Run the trace to its end."""
-    config = SchedulerConfig(max_num_seqs=SEATS, max_num_waiting=1 << 20, preemption=policy)
+    config = replace(server_config(), max_num_seqs=SEATS, preemption=policy)
     tokens = int(SEATS * (sum(PROMPTS) + sum(OUTPUTS)) / 2 / over)
     engine = OneEngine(config, step_time, kv_tokens=tokens, block=BLOCK)
     engine.run(trace(number), math.inf)
