@@ -162,16 +162,16 @@ class OneEngine:
         weights = [self._weight(row) for row in plan.rows]
         whole = sum(weights)
         for row, weight in zip(plan.rows, weights, strict=True):
-            number, end = row.num_tokens, row.start + row.num_tokens
-            is_decode = number == 1
+            prefill, decodes = tokens_of(row)
+            end = row.start + prefill + decodes
             again = min(end, self._reached[row.sequence]) - row.start
             self._reached[row.sequence] = max(self._reached[row.sequence], end)
             self.services.append(
                 Service(
                     at=now + seconds,
                     request=self._accepted[row.sequence].id,
-                    prefill=0 if is_decode else number,
-                    decodes=1 if is_decode else 0,
+                    prefill=prefill,
+                    decodes=decodes,
                     again=max(0, again),
                     seconds=seconds * weight / whole,
                 )
@@ -180,6 +180,12 @@ class OneEngine:
     def _weight(self, row: Row) -> Seconds:
         """Return what a row costs beyond the step's base."""
         return self._step_time.of((row,)) - self._step_time.base
+
+
+def tokens_of(row: Row) -> tuple[Tokens, Tokens]:
+    """Return how many tokens of a prompt and of output a row computes; drafts are neither."""
+    number = row.num_tokens - row.num_drafts
+    return (0, 1) if number == 1 else (number, 0)
 
 
 def server_config(settings: Sequence[str] = ()) -> SchedulerConfig:

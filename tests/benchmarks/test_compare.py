@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import bars
 import compare
 import pytest
@@ -20,6 +22,17 @@ def test_a_variant_has_settings_and_flags():
     assert variant.name == "ours-spec"
     assert variant.environment == {"HEADRACE_ENGINE_SPECULATION": "lookup"}
     assert list(variant.flags) == ["--threads", "1"]
+
+
+def test_ours_itself_may_have_other_settings():
+    args = Namespace(
+        variants=[servers.parse_variant("ours=engine.speculation=off")],
+        ours_command="serve --port {port}",
+        ours_ready_path="/ready",
+    )
+    spec = servers.build_spec("ours", args, 8123)
+    assert (spec.name, list(spec.command)) == ("ours", ["serve", "--port", "8123"])
+    assert spec.environment == {"HEADRACE_ENGINE_SPECULATION": "off"}
 
 
 def test_a_path_with_an_equals_sign_is_a_flag_and_no_setting():

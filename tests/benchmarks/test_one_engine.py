@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fairness
 import isolation
+import msgspec
 import one_engine
 import preemption
 import pytest
 from one_engine import OneEngine, Texts
 
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.plan import Row
 from headrace.executor.simulated import StepTime
+from headrace.types import BlockId, SequenceId
 
 STEP_TIME = StepTime(base=0.01, per_prefill=0.001, per_decode=0.002, per_context=0.0)
 
@@ -51,6 +55,22 @@ def test_what_a_preempted_sequence_computes_again_is_counted():
     assert one.num_restarts >= 1
     assert 0 < again <= one.dropped_tokens
     assert computed - again == 2 * (200 + 150 - 1)
+
+
+def test_drafts_are_neither_prompt_nor_output():
+    def row(*tokens: int, num_drafts: int = 0) -> Row:
+        return Row(SequenceId(0), 8, tokens, (BlockId(0),), True, num_drafts)
+
+    assert one_engine.tokens_of(row(5, 6, 7)) == (3, 0)
+    assert one_engine.tokens_of(row(5)) == (0, 1)
+    assert one_engine.tokens_of(row(5, 6, 7, num_drafts=2)) == (0, 1)
+
+
+def test_the_server_config_takes_settings_by_name():
+    config = one_engine.server_config(["order=arrival", "fair=false", "itl_ms=50"])
+    assert (config.order, config.fair, config.itl) == (Order.ARRIVAL, False, 0.05)
+    with pytest.raises(msgspec.ValidationError):
+        one_engine.server_config(["no_such=1"])
 
 
 def test_refused_requests_do_not_shift_whose_rows_are_whose():
