@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import servers
 from bars import SATURATING, Measured, Verdict, judge_engine, judge_spine
-from processes import Footprint, Server, ServerSpec
+from processes import Footprint, Server, ServerSpec, end_on_sigterm
 from workloads import Driver, Prompts
 
 from headrace.bench.client import Client
@@ -326,6 +326,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    end_on_sigterm()
     args = parse_arguments()
     load = float(Path("/proc/loadavg").read_text().split()[0])
     logs = args.logs or Path(tempfile.mkdtemp(prefix="compare-logs-"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import servers
-from processes import Server
+from processes import Server, end_on_sigterm
 from workloads import GREEDY, Driver, Prompts
 
 from headrace.bench.client import Call, Client
@@ -170,6 +170,7 @@ async def play(base_url: str, prompts: Prompts, seconds: Seconds) -> tuple[float
 
 def main() -> int:
     """Start a server, play, print, write; exit code 1 if a bar is missed."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--server", default=servers.OURS)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
