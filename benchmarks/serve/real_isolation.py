@@ -1,6 +1,6 @@
 """What a saturating load of class batch does to interactive requests, on the real server.
 
-    python benchmarks/serve/real_isolation.py --hf-dir DIR [--seconds 60] [--json FILE]
+    python benchmarks/serve/real_isolation.py --hf-dir DIR [--seconds 90] [--json FILE]
 
 The same load and bars as in virtual time (../twin/isolation.py): B's requests in class
 interactive, with their targets, as a Poisson process at 30 % of the rate of workload B, alone and
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from headrace.types import Seconds
 
 CLIENTS = 64  # of batch requests
-WARM_UP = 5.0  # s in which nothing is counted
+WARM_UP = 20.0  # s in which nothing is counted: 64 prompts of 512 tokens come first
 GOODPUT = Goodput(ttft_ms=1000 * TTFT, itl_ms=1000 * ITL)
 INTERACTIVE_HEADERS = {
     "x-headrace-class": PriorityClass.INTERACTIVE.value,
@@ -173,7 +173,7 @@ def main() -> int:
     end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--server", default=servers.OURS)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of each phase")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     servers.add_arguments(parser)
