@@ -43,6 +43,7 @@ class Victims:
         self._model = model
         self._policy = policy
         self._patience = patience
+        self.are_awaited = False  # by somebody better, until no step is in flight
         self.headroom = Headroom(kv.block_size, adapts=policy is Preemption.LEAST_REGRET)
 
     def choose(self, running: List[Sequence]) -> Sequence:

@@ -58,8 +58,18 @@ class Running:
             and len(s.tokens) + s.num_unseen < s.max_tokens
         )
 
-    def growth(self, headroom: Headroom) -> int:
-        """Count the blocks that newcomers must leave for all who run to grow into."""
+    def behind(self) -> list[Sequence]:
+        """Return those that lack more than their next token."""
+        return [s for s in self.sequences if s.num_missing > 1]
+
+    def num_spare(self, behind: Iterable[Sequence], headroom: Headroom) -> int:
+        """Count the free blocks that are promised to nobody: neither to those ``behind``, which
+        lack them, nor to all who run, to grow into."""
+        kv = self._kv
+        lacking = sum(kv.blocks_for(len(s.tokens)) - len(s.table.blocks) for s in behind)
+        return kv.num_free - lacking - self._growth(headroom)
+
+    def _growth(self, headroom: Headroom) -> int:
         if headroom.is_least:
             return len(self.sequences)
         kv, most = self._kv, headroom.tokens

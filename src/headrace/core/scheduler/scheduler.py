@@ -74,7 +74,6 @@ class Scheduler:
         self._config = config
         self._ledger = ledger
         self._victims = victims
-        self._drains = False  # somebody waits until nothing is in flight
 
     @property
     def pace(self) -> Pace:
@@ -93,16 +92,16 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None if there is nothing to compute or it must wait for a step."""
-        most = 1 if self._drains else self._config.max_steps_in_flight
+        most = 1 if self._victims.are_awaited else self._config.max_steps_in_flight
         if len(self.in_flight) >= most or not self._make_room():
             return None
-        self._drains = False
+        self._victims.are_awaited = False
         self.waiting.settle(self.kv.coming.take_settled())
         step = Step(StepId(self._counters.steps), self._config.max_num_batched_tokens)
         behind, yielding, target = self._plan_decodes(step)
         self.pace.begin(step, target)
         self._rows.add_drafts(step)
-        step.spare = self.kv.num_free - self._promised(behind)
+        step.spare = self.running.num_spare(behind, self._victims.headroom)
         for rank in self._ledger.patience.ranks():
             if rank == BATCH_RANK:
                 if step.num_prefill and not self._ledger.patience.has_turn(rank):
@@ -210,11 +209,6 @@ class Scheduler:
                 self._rows.chunk(step, sequence)
         self._admit(step, rank, before=UNLIMITED)
 
-    def _promised(self, behind: list[Sequence]) -> int:
-        """Count the blocks that prefills under way lack, and those to grow for all who run."""
-        lacking = sum(self.kv.blocks_for(len(s.tokens)) - len(s.table.blocks) for s in behind)
-        return lacking + self.running.growth(self._victims.headroom)
-
     def _admit(self, step: Step, rank: int, *, before: Seconds) -> None:
         """Start newcomers of one class that must start ``before``, past a few that do not fit.
 
@@ -257,15 +251,13 @@ class Scheduler:
         if not yielding or not self._victims.suffice(yielding, newcomer, step.spare):
             return False
         if self.in_flight:
-            self._drains = True
+            self._victims.are_awaited = True
             return False
         while yielding and not self._fits(step, newcomer):
             victim = self._victims.choose(yielding)
             yielding.remove(victim)
             self._preempt(victim)
-            step.spare = self.kv.num_free - self._promised(
-                [s for s in self.running if s.num_missing > 1]
-            )
+            step.spare = self.running.num_spare(self.running.behind(), self._victims.headroom)
         return self._fits(step, newcomer)
 
     def _start(self, step: Step, sequence: Sequence) -> None:
