@@ -19,7 +19,7 @@ MIN_CHUNK: Tokens = 16
 """What a step computes of prompts even if its decodes alone miss the target: prompts must come to
 an end."""
 
-AIM = 0.9
+AIM = 0.95
 """Of a target, what steps are planned to take: predictions are not exact."""
 
 UNLIMITED: Seconds = float("inf")
