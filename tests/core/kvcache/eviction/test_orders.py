@@ -15,7 +15,7 @@ from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.kvcache.eviction.foresight import ForesightOrder
 from headrace.core.kvcache.eviction.guard import Guard
 from headrace.core.kvcache.eviction.lru import LruOrder
-from headrace.core.kvcache.eviction.marks import Kind, Mark, Owner, Visit
+from headrace.core.kvcache.eviction.marks import Kind, Mark, Owner, Visit, visit_of
 from headrace.core.kvcache.eviction.odds import ReuseOdds
 from headrace.errors import ConfigError
 from headrace.types import BlockId
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headrace.core.kvcache.eviction.order import EvictionOrder
 
 LRU, FORESIGHT = EvictionConfig(order="lru"), EvictionConfig(order="foresight")
-ONE_VISIT = Visit(0, Owner(), 1, 100)
+ONE_VISIT = visit_of(0, Owner(), 1, 100)
 
 
 def mark_of(number: int, *, visit: Visit = ONE_VISIT) -> Mark:
@@ -143,7 +143,7 @@ def test_a_choice_looks_at_two_runs_of_each_kind_however_many_blocks_there_are(
 
 def test_a_run_ends_where_another_visit_or_kind_begins():
     queues: runs.RunQueues[str] = runs.RunQueues()
-    kind, other = mark_of(1).kind, mark_of(1, visit=Visit(1, Owner(session="x"), 1, 0)).kind
+    kind, other = mark_of(1).kind, mark_of(1, visit=visit_of(1, Owner(session="x"), 1, 0)).kind
     plan = [("a", kind, 1), ("b", kind, 1), ("c", other, 1), ("d", kind, 1), ("e", kind, 2)]
     numbers = [queues.add(item, k, visit, 0.0).number for item, k, visit in plan]
     assert numbers == [0, 0, 1, 2, 3]

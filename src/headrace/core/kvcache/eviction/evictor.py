@@ -146,10 +146,10 @@ class Evictor:
             until = self._now + owner.retention
             if until > mark.pinned_until:
                 mark.pinned_until, mark.pinned_by = until, owner.tenant
-        if not self._levels.pins.add(block, mark, self._now):
-            self._place(block)
-        else:
+        if mark.pinned_until > self._now and self._levels.pins.add(block, mark):
             self._levels.quotas.add(block, owner.tenant, yields=False)
+        else:
+            self._place(block)
 
     def remove(self, block: BlockId) -> None:
         """A block that is in use again. Raises InvariantBroken if it is not in the order."""

@@ -29,7 +29,7 @@ class ForesightOrder:
         self._guard = Guard(num_blocks, self._odds)
         self._queues: RunQueues[BlockId] = RunQueues()
         self._victim: tuple[Run[BlockId], Seconds, bool] | None = None
-        self._watched: tuple[int, bytes] | None = None  # the newest run and how it is known
+        self._newest: tuple[Run[BlockId], bytes] | None = None  # with its shallowest digest
 
     def __len__(self) -> int:
         return len(self._queues)
@@ -44,6 +44,8 @@ class ForesightOrder:
 
     def used(self, mark: Mark, now: Seconds) -> None:
         """Learn that content was wanted."""
+        if self._newest is not None:
+            self._watch(*self._newest, now)
         self._odds.came_back(mark.digest, now)
         self._guard.used(mark)
 
@@ -51,13 +53,11 @@ class ForesightOrder:
         """Take a block in, with its kind as it is now."""
         kind = mark.kind
         run = self._queues.add(block, kind, mark.visit.number, now)
-        watched = self._watched
-        before = watched[1] if watched is not None and watched[0] == run.number else None
-        self._odds.watch(mark.digest, kind, now, instead=before)
-        self._watched = (run.number, mark.digest)
+        newest = self._newest
+        if newest is not None and newest[0] is not run:
+            self._watch(*newest, now)
+        self._newest = (run, mark.digest)
         self._guard.released(mark, kind, now)
-        if self._odds.refresh(now):
-            self._victim = None
 
     def remove(self, block: BlockId) -> None:
         """Take a block out. Raises KeyError."""
@@ -78,3 +78,10 @@ class ForesightOrder:
         odds = self._odds if self._guard.follows_odds else None
         for run in self._queues.in_order(odds, now):
             yield from run.items
+
+    def _watch(self, run: Run[BlockId], digest: bytes, now: Seconds) -> None:
+        """Await the return of a run that is complete, known by its shallowest content."""
+        self._newest = None
+        self._odds.watch(digest, run.kind, run.since, now)
+        if self._odds.refresh(now):
+            self._victim = None

@@ -60,7 +60,7 @@ class Guard:
             self._by_odds.release(mark, kind, now)
 
     def _is_sampled(self, digest: bytes) -> bool:
-        return int.from_bytes(digest[-4:], "little") % self._one_in == 0
+        return (digest[-1] << 8 | digest[-2]) % self._one_in == 0
 
     def _judge(self) -> None:
         by_age, by_odds = self._by_age, self._by_odds

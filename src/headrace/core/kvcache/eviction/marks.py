@@ -45,13 +45,31 @@ class Kind(NamedTuple):
 _ONE_SHOT, _SESSION, _SHARED = 0, 1, 2
 
 
+def _log2(number: int, limit: int) -> int:
+    """Return the whole part of the logarithm of a number, 0 for 0, at most ``limit``."""
+    return min(max(number.bit_length() - 1, 0), limit)
+
+
+_SHARED_KINDS = tuple(Kind(_SHARED + reuse, 0, 0) for reuse in range(_MAX_REUSE + 1))
+
+
 class Visit(NamedTuple):
-    """One table's use of blocks. ``turn`` counts from 1 within a conversation."""
+    """One table's use of blocks. ``turn`` counts from 1 within a conversation.
+
+    ``kind`` is that of content that only this conversation uses.
+    """
 
     number: int
     owner: Owner
     turn: int
-    num_tokens: Tokens  # known when it began
+    kind: Kind
+
+
+def visit_of(number: int, owner: Owner, turn: int, num_tokens: Tokens) -> Visit:
+    """Return the visit of a table that begins with ``num_tokens``."""
+    family = _SESSION if owner.session else _ONE_SHOT
+    kind = Kind(family, min(turn, _MAX_TURN), _log2(num_tokens // _SMALL, _MAX_SIZE))
+    return Visit(number, owner, turn, kind)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,12 +89,5 @@ class Mark:
         """What it is alike to, as things stand."""
         visit = self.visit
         if self.reuse > visit.turn - self.turn:  # more than one conversation explains
-            return Kind(_SHARED + _log2(1 + self.reuse, _MAX_REUSE), 0, 0)
-        size = _log2(visit.num_tokens // _SMALL, _MAX_SIZE)
-        family = _SESSION if visit.owner.session else _ONE_SHOT
-        return Kind(family, min(visit.turn, _MAX_TURN), size)
-
-
-def _log2(number: int, limit: int) -> int:
-    """Return the whole part of the logarithm of a number, 0 for 0, at most ``limit``."""
-    return min(max(number.bit_length() - 1, 0), limit)
+            return _SHARED_KINDS[_log2(1 + self.reuse, _MAX_REUSE)]
+        return visit.kind

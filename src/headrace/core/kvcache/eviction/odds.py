@@ -57,17 +57,14 @@ class ReuseOdds:
         self._worth: list[list[float]] = []
         self._num_since_fit = 0
 
-    def watch(self, digest: bytes, kind: Kind, now: Seconds, *, instead: bytes | None) -> None:
-        """Await the return of a run, known by its shallowest content, ``instead`` of before."""
-        if instead is None:
-            self._num_since_fit += 1
-        else:
-            self._watched.pop(instead, None)
-        self._watched[digest] = (kind, now)
+    def watch(self, digest: bytes, kind: Kind, since: Seconds, now: Seconds) -> None:
+        """Await the return of a run that left use at ``since``, known by a digest of its own."""
+        self._num_since_fit += 1
+        self._watched[digest] = (kind, since)
         if len(self._watched) > MAX_WATCHED:
-            _, (old, since) = self._watched.popitem(last=False)
+            _, (old, long_since) = self._watched.popitem(last=False)
             row = self._row(old)
-            self._given_up[row, _bucket(now - since)] += 1
+            self._given_up[row, _bucket(now - long_since)] += 1
 
     def came_back(self, digest: bytes, now: Seconds) -> None:
         """Content is used again, whether it was still there or not."""

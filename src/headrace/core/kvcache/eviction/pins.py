@@ -35,10 +35,10 @@ class Pins:
     def __contains__(self, block: object) -> bool:
         return block in self._entries
 
-    def add(self, block: BlockId, mark: Mark, now: Seconds) -> bool:
-        """Take in a block if its pin is in force and its tenant's share allows; say whether."""
+    def add(self, block: BlockId, mark: Mark) -> bool:
+        """Take in a block whose pin is in force if its tenant's share allows; say whether."""
         tenant = mark.pinned_by
-        if mark.pinned_until <= now or self._counts[tenant] >= self._max_per_tenant:
+        if self._counts[tenant] >= self._max_per_tenant:
             return False
         entry = self._entries[block] = (mark.pinned_until, -mark.depth, block)
         heappush(self._heap, entry)

@@ -50,9 +50,12 @@ class RunQueues(Generic[T]):
         return item in self._runs
 
     def add(self, item: T, kind: Kind, visit: int, now: Seconds) -> Run[T]:
-        """Append an item to the newest run, if it belongs there, or begin one."""
+        """Append an item to the newest run, if it belongs there, or begin one.
+
+        One visit's items of one kind come with one and the same ``kind``.
+        """
         run = self._last
-        if run is None or run.visit != visit or run.kind != kind or not run.items:
+        if run is None or run.visit != visit or run.kind is not kind or not run.items:
             run = self._last = Run(self._num_runs, kind, visit, now)
             self._num_runs += 1
             self._queues.setdefault(kind, OrderedDict())[run.number] = run

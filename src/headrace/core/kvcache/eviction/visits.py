@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from headrace.core.kvcache.eviction.marks import Visit
+from headrace.core.kvcache.eviction.marks import visit_of
 
 if TYPE_CHECKING:
-    from headrace.core.kvcache.eviction.marks import Mark
+    from headrace.core.kvcache.eviction.marks import Mark, Visit
     from headrace.core.kvcache.table import BlockTable
 
 MAX_SESSIONS = 65_536
@@ -31,7 +31,7 @@ class Visits:
         """Return a table's visit, which begins with its first block."""
         if table.visit is None:
             turn = self._turn(table, last_found)
-            table.visit = Visit(self._num_visits, table.owner, turn, len(table.tokens))
+            table.visit = visit_of(self._num_visits, table.owner, turn, len(table.tokens))
             self._num_visits += 1
         return table.visit
 
