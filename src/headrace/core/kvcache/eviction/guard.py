@@ -23,8 +23,9 @@ MAX_SHADOW = 8192
 LRU look 2 % worse than it was on a public trace."""
 HALF_LIFE = 12_000
 """Sampled uses after which a hit counts half."""
-BEGIN, END = 1.05, 1.02
-"""Odds are followed from so many times the hits of LRU, and no longer below."""
+BEGIN, END = 0.05, 0.02
+"""Odds are followed from so many hits more than LRU, and no longer below: a share of the hits of
+LRU or of its misses, whichever are fewer."""
 MIN_HITS = 64.0
 """Hits of LRU and odds apart before they are compared."""
 
@@ -41,6 +42,7 @@ class Guard:
         self._by_age = _Shadow(capacity, None)
         self._by_odds = _Shadow(capacity, odds)
         self._num_uses = 0
+        self._num_recent = 0.0  # the same, old ones counting less
         self.follows_odds = False
 
     def used(self, mark: Mark) -> None:
@@ -66,10 +68,13 @@ class Guard:
         by_age, by_odds = self._by_age, self._by_odds
         by_age.hits *= _KEPT
         by_odds.hits *= _KEPT
-        enough = END if self.follows_odds else BEGIN
-        better = by_odds.hits >= by_age.hits * enough
-        clear = self.follows_odds or by_odds.hits - by_age.hits >= MIN_HITS
-        self.follows_odds = better and clear
+        self._num_recent = self._num_recent * _KEPT + _AGE_EVERY
+        few = min(by_age.hits, self._num_recent - by_age.hits)
+        gain = by_odds.hits - by_age.hits
+        if self.follows_odds:
+            self.follows_odds = gain >= END * few
+        else:
+            self.follows_odds = gain >= max(BEGIN * few, MIN_HITS)
 
 
 class _Shadow:
