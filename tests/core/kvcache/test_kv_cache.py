@@ -192,7 +192,7 @@ def test_a_leak_is_told_with_its_arithmetic():
     kv = cache_of()
     computed(kv, *range(8))
     with pytest.raises(
-        InvariantBroken, match=r"block 0: 1 references != 0 in tables \+ 0 in fences"
+        InvariantBroken, match=r"block 0: 1 references, 1 \+ 0 in the ledger, 0 in tables"
     ):
         kv.check_integrity([])
 

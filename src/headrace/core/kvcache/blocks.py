@@ -97,6 +97,19 @@ class BlockPool:
         self._references[block] = 1
         return block
 
+    def withdraw(self, block: BlockId) -> None:
+        """Hand out this free block, with one reference, whatever is in it. O(n): for accidents."""
+        if block >= self._num_touched:
+            self._blank[:0] = map(BlockId, range(self._num_touched, block))
+            self._num_touched = block + 1
+        elif block in self._blank:
+            self._blank.remove(block)
+        else:
+            self._cached.remove(block)
+            self._num_cached -= 1
+            self._evict(block)
+        self._references[block] = 1
+
     def share(self, block: BlockId) -> None:
         """Add a reference to a block, which may be free and cached."""
         if not self._references[block]:

@@ -2,9 +2,10 @@
 
 A block is in exactly one state::
 
-    free       may be handed out: blank, untouched or cached (blocks.py)
-    held       referenced by at least one table
-    in flight  referenced only by fences: its owners have ended, a step that touches it has not
+    free         may be handed out: blank, untouched or cached (blocks.py)
+    held         referenced by at least one table
+    in flight    referenced only by fences: its owners have ended, a step that touches it has not
+    quarantined  its books were wrong: never handed out again (ledger.py)
 
 A **fence** keeps blocks until a step is done. Content is published, and so can be hit, only when
 the step that computed it is done; until then its digest is *coming*, and a sequence that wants
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.blocks import BlockPool
@@ -24,18 +26,19 @@ from headrace.core.kvcache.chain import pack
 from headrace.core.kvcache.coming import Coming
 from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.kvcache.eviction.evictor import Evictor
+from headrace.core.kvcache.ledger import BlockLedger
 from headrace.core.kvcache.prefix import Content, PrefixIndex
 from headrace.core.kvcache.survey import Survey
 from headrace.core.kvcache.tiers import NoTiers
 from headrace.errors import InvariantBroken
-from headrace.types import BlockId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
+    from headrace.core.kvcache.ledger import Misfit
     from headrace.core.kvcache.table import BlockTable
     from headrace.core.kvcache.tiers import Tiers
-    from headrace.types import StepId, Tokens
+    from headrace.types import BlockId, StepId, Tokens
 
 MIN_PARTIAL = 4
 """Tokens that a copied block must save: computing fewer costs about what the copy does."""
@@ -45,13 +48,18 @@ _EVICTION = EvictionConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCounts:
-    """How many blocks are in which state; ``free + held + in_flight == total``."""
+    """How many blocks are in which state.
+
+    ``free + held + in_flight + quarantined == total``: one that is quarantined and still in
+    somebody's table counts as held.
+    """
 
     total: int
     free: int
     cached: int  # of the free ones
     held: int
     in_flight: int
+    quarantined: int = 0
 
 
 class PartialHit(NamedTuple):
@@ -67,8 +75,8 @@ class KVCache:
 
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
-    another computes. ``index``, ``coming`` and ``survey`` are to be asked, and ``index`` is changed
-    by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
+    another computes. ``index``, ``coming``, ``ledger`` and ``survey`` are to be asked, and are
+    changed by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
     ``tiers`` are below; who builds them sets them.
     """
 
@@ -87,9 +95,15 @@ class KVCache:
         self.coming = Coming(self.index, shares=share_waiting)
         self.evictor = Evictor(num_blocks, eviction, self.index.find)
         self._pool = BlockPool(num_blocks, evict=self.index.drop, cached=self.evictor)
+        self.ledger = BlockLedger(self._pool)
         self.survey = Survey(self._pool, self.index)
         self.tiers: Tiers = NoTiers()
         self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
+
+    @property
+    def oldest_fence(self) -> float:
+        """The first of the steps that blocks wait for; infinity if they wait for none."""
+        return next(iter(self._fences), inf)
 
     @property
     def num_free(self) -> int:
@@ -114,7 +128,7 @@ class KVCache:
             block = self.index.find(table.digest(index))
             if block is None:
                 break
-            self._pool.share(block)
+            self.ledger.share(block)
             found.append(block)
         if found:
             table.blocks += tuple(found)
@@ -138,9 +152,9 @@ class KVCache:
         if found is None or found[1] < MIN_PARTIAL:
             return None
         source, num_tokens = found
-        self._pool.share(source)
-        self._fences.setdefault(step, []).append(source)
-        target = self._pool.take()
+        self.ledger.share(source)
+        self._fence(step, (source,))
+        target = self.ledger.take()
         table.blocks += (target,)
         return PartialHit(source, target, num_tokens)
 
@@ -154,7 +168,7 @@ class KVCache:
         if missing > self._pool.num_free:
             return False
         if missing > 0:
-            table.blocks += tuple([self._pool.take() for _ in range(missing)])
+            table.blocks += tuple([self.ledger.take() for _ in range(missing)])
         for index in range(table.num_published, num_blocks):
             if table.is_full(index):
                 self.coming.announce(table.digest(index), table)
@@ -176,25 +190,37 @@ class KVCache:
         blocks = table.blocks[::-1]
         table.blocks, table.num_published, table.num_found, table.num_decided = (), 0, 0, 0
         if after is None:
-            self._give_back(blocks)
+            for block in blocks:
+                self.ledger.give_back(block, keep=block in self.index)
         else:
-            self._fences.setdefault(after, []).extend(blocks)
+            self._fence(after, blocks)
 
     def step_done(self, step: StepId) -> None:
         """Open the fence of a step that is done, or has failed."""
-        self._give_back(self._fences.pop(step, ()))
+        for block in self._fences.pop(step, ()):
+            self.ledger.open(block, keep=block in self.index)
+
+    def audit(self, tables: Iterable[BlockTable], steps: Collection[StepId]) -> list[Misfit]:
+        """Quarantine the blocks that do not fit ``tables`` in use and ``steps`` in flight. O(n)."""
+        self._fences = {step: blocks for step, blocks in self._fences.items() if step in steps}
+        held = Counter(block for table in tables for block in table.blocks)
+        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
+        misfits = self.ledger.audit(held, fenced)
+        for block, _ in misfits:
+            if block in self.index:
+                self.index.drop(block)
+        return misfits
 
     def counts(self) -> BlockCounts:
-        """Return how many blocks are in which state."""
-        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
-        in_flight = sum(1 for b, count in fenced.items() if self._pool.references(b) == count)
-        total, free = self._pool.num_blocks, self._pool.num_free
+        """Return how many blocks are in which state. O(1)."""
+        ledger, total, free = self.ledger, self._pool.num_blocks, self._pool.num_free
         return BlockCounts(
             total=total,
             free=free,
             cached=self._pool.num_cached,
-            held=total - free - in_flight,
-            in_flight=in_flight,
+            held=ledger.num_held,
+            in_flight=ledger.num_in_flight,
+            quarantined=total - free - ledger.num_held - ledger.num_in_flight,
         )
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
@@ -204,13 +230,7 @@ class KVCache:
         tables = [*tables, *self.tiers.tables()]
         held = Counter(block for table in tables for block in table.blocks)
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)
-        for block in map(BlockId, range(self._pool.num_blocks)):
-            references = self._pool.references(block)
-            if references != held[block] + fenced[block]:
-                raise InvariantBroken(
-                    f"block {block}: {references} references != {held[block]} in tables "
-                    f"+ {fenced[block]} in fences"
-                )
+        self.ledger.check_integrity(held, fenced)
         for block in self._pool.cached():
             if block not in self.index:
                 raise InvariantBroken(f"block {block} is kept as cached, but holds nothing")
@@ -218,6 +238,9 @@ class KVCache:
         if strangers:
             raise InvariantBroken(f"nobody computes the content that is coming: {strangers}")
 
-    def _give_back(self, blocks: Iterable[BlockId]) -> None:
+    def _fence(self, step: StepId, blocks: Iterable[BlockId]) -> None:
+        """Keep blocks, which are in no table any more, until a step is done."""
+        fence = self._fences.setdefault(step, [])
         for block in blocks:
-            self._pool.give_back(block, keep=block in self.index)
+            self.ledger.fence(block)
+            fence.append(block)

@@ -73,6 +73,15 @@ class Coming:
         settled, self._settled = self._settled, []
         return settled
 
+    def is_coming(self, digest: bytes) -> bool:
+        """Whether anybody computes this content."""
+        return digest in self._makers
+
+    def forget_strangers(self, tables: Container[BlockTable]) -> None:
+        """Take back what none of ``tables`` will ever compute."""
+        for digest in self.of_strangers(tables):
+            self.settle(digest, self._makers[digest])
+
     def of_strangers(self, tables: Container[BlockTable]) -> list[bytes]:
         """Return what comes from none of ``tables``: nothing, or the ledger is wrong."""
         return [digest for digest, table in self._makers.items() if table not in tables]
