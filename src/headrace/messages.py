@@ -170,6 +170,8 @@ class Load(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     kv_evicted_total: Count = 0
     kv_regretted_total: Count = 0
     tiers: TierFigures = NO_TIERS
+    kv_blocks_quarantined: Count = 0
+    shed_total: Count = 0
 
 
 class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8, kw_only=True):

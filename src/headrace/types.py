@@ -213,3 +213,5 @@ class ReportLoad:
     kv_evicted_total: int = 0  # cached blocks whose content was lost to make room
     kv_regretted_total: int = 0  # of those, the ones that were computed again before long
     tiers: TierFigures = NO_TIERS
+    kv_blocks_quarantined: int = 0  # out of use, since their books were wrong
+    shed_total: int = 0  # requests that ended so that others could go on

@@ -19,6 +19,7 @@ from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import (
     Emit,
     Execute,
+    Incident,
     KvChanged,
     KvSnapshot,
     Reject,
@@ -159,7 +160,7 @@ class _Solo:
                     self._take(output)
             case Reject(_, _, reason):
                 self._end(StartError(reason))
-            case ReportLoad() | KvChanged() | KvSnapshot() | Transfer():
+            case ReportLoad() | KvChanged() | KvSnapshot() | Transfer() | Incident():
                 pass
             case _:
                 assert_never(effect)

@@ -48,14 +48,17 @@ class EngineFigures:
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         """A load report came."""
         put = self._registry.put
-        used = report.kv_blocks_total - report.kv_blocks_free
+        held = report.kv_blocks_total - report.kv_blocks_free
+        used = max(0, held - report.kv_blocks_quarantined)
         empty = report.kv_blocks_free - report.kv_blocks_cached
         put(table.KV_BLOCKS, replica, "used", value=used)
         put(table.KV_BLOCKS, replica, "cached", value=report.kv_blocks_cached)
         put(table.KV_BLOCKS, replica, "empty", value=empty)
         put(table.KV_TIER_BYTES, replica, "host", value=report.tiers.host_bytes)
         put(table.KV_TIER_BYTES, replica, "disk", value=report.tiers.disk_bytes)
+        put(table.KV_BLOCKS, replica, "quarantined", value=report.kv_blocks_quarantined)
         for metric, value in (
+            (table.ENGINE_SHED, report.shed_total),
             (table.ENGINE_RUNNING, report.running),
             (table.ENGINE_WAITING, report.waiting),
             (table.ENGINE_WAITING_TOKENS, report.waiting_tokens),

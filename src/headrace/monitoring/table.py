@@ -194,7 +194,7 @@ ENGINE_WAITING_TOKENS = _gauge(
 )
 KV_BLOCKS = _gauge(
     "kv_blocks",
-    "KV cache blocks by state: used, cached (free, content may be hit), empty.",
+    "KV cache blocks by state: used, cached (free, content may be hit), empty, quarantined.",
     "replica",
     "state",
 )
@@ -206,6 +206,9 @@ KV_EVICTED = _counter(
 )
 KV_REGRETTED = _counter(
     "kv_regretted_total", "Evicted KV blocks that were computed again before long.", "replica"
+)
+ENGINE_SHED = _counter(
+    "engine_shed_total", "Requests that were in the way and ended with an error.", "replica"
 )
 ENGINE_STEPS = _counter("engine_steps_total", "Steps planned.", "replica")
 ENGINE_STEP_SECONDS = _counter(
@@ -341,6 +344,7 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     KV_TIER_DECLINED,
     KV_TIER_QUARANTINED,
     KV_TIER_ERRORS,
+    ENGINE_SHED,
     PROCESS_RESIDENT,
     PROCESS_OPEN_FDS,
     PROCESS_CPU,

@@ -17,6 +17,7 @@ from headrace.core.scheduler.events import (
     Emit,
     EngineEvent,
     Execute,
+    Incident,
     KvChanged,
     KvSnapshot,
     Output,
@@ -263,6 +264,8 @@ class SimulatedReplica:
                 self._events.load(self._replica, effect)
             case KvChanged(number, stored, removed):
                 self._events.kv_changed(self._replica, number, stored, removed)
+            case Incident():
+                raise InvariantBroken(effect.reason)
             case KvSnapshot(_, number, keys):
                 self._events.kv_listed(self._replica, number, keys)
             case Transfer():

@@ -13,6 +13,7 @@ from headrace.core.scheduler.events import (
     Abort,
     Emit,
     Execute,
+    Incident,
     KvChanged,
     KvSnapshot,
     Reject,
@@ -85,6 +86,11 @@ class EngineHarness:
         """Every load report."""
         return [effect for effect in self.journal.effects if isinstance(effect, ReportLoad)]
 
+    @property
+    def incidents(self) -> list[Incident]:
+        """Everything that was given up."""
+        return [effect for effect in self.journal.effects if isinstance(effect, Incident)]
+
     def feed(self, event: EngineEvent) -> list[EngineEffect]:
         """Handle one event at ``now``, check everything, keep what came out."""
         effects = self.core.handle(event, self.now)
@@ -146,7 +152,7 @@ class EngineHarness:
                 self.follower.take(effect)
             case Transfer():
                 self.store.begin(effect)
-            case ReportLoad() | KvSnapshot():
+            case ReportLoad() | KvSnapshot() | Incident():
                 pass
             case _:
                 assert_never(effect)

@@ -23,13 +23,14 @@ from headrace.core.scheduler.events import (
     EngineEffect,
     EngineEvent,
     Execute,
+    Incident,
     KvChanged,
     KvSnapshot,
     Reject,
     SnapshotWanted,
     Submit,
 )
-from headrace.errors import DeadlineInfeasible, Overloaded
+from headrace.errors import DeadlineInfeasible, InvariantBroken, Overloaded
 from headrace.machine import Source
 from headrace.twin.device import SimulatedDevice
 from headrace.twin.simulator import SimulatedDriver
@@ -109,6 +110,8 @@ class SimulatedReplica:
                 self._send(Outputs(self.name, outputs))
             case KvChanged(number, stored, removed):
                 self._send(KvReported(self.name, number, stored, removed))
+            case Incident():
+                raise InvariantBroken(effect.reason)
             case KvSnapshot(_, number, keys):
                 self._send(KvListed(self.name, number, keys))
             case ReportLoad():

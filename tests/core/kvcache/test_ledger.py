@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from headrace.core.kvcache.blocks import BlockPool
 from headrace.core.kvcache.ledger import BlockLedger
+from headrace.testing.eviction import OldestFirst
 from headrace.types import BlockId
 
 NUM_BLOCKS = 6
 
 
 def books() -> tuple[BlockPool, BlockLedger]:
-    pool = BlockPool(NUM_BLOCKS, evict=lambda block: None)
+    pool = BlockPool(NUM_BLOCKS, evict=lambda block: None, cached=OldestFirst())
     return pool, BlockLedger(pool)
 
 

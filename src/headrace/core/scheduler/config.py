@@ -55,6 +55,13 @@ class SchedulerConfig:
     """Refuse at once what cannot be served within what it asks for."""
     eviction: EvictionConfig = field(default_factory=EvictionConfig)
     """Which cached content goes first."""
+    audit_steps: int = 256
+    """Steps between two comparisons of all tables with memory's books; 0: never. 0..1048576."""
+    shed_stalled: bool = True
+    """End the request that is in the way when nothing can be planned; else the engine ends."""
+    max_setbacks: int = 3
+    """Preemptions in a row without getting further, after which a request is spared; 0: it is
+    never. 0..1048576."""
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -64,6 +71,8 @@ class SchedulerConfig:
             ("max_steps_in_flight", self.max_steps_in_flight, 1, 2),
             ("max_passes", self.max_passes, 0, 1 << 20),
             ("max_drafts", self.max_drafts, 1, 64),
+            ("audit_steps", self.audit_steps, 0, 1 << 20),
+            ("max_setbacks", self.max_setbacks, 0, 1 << 20),
             ("report_period", self.report_period, 0.001, 3600),
             ("itl", self.itl, 0.001, 3600),
             ("batch_itl", self.batch_itl, 0.001, 3600),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headrace.core.scheduler.sequence import Sequence
     from headrace.types import Seconds, Tokens
 
 
@@ -24,3 +25,11 @@ class Counters:
     accepted_drafts: Tokens = 0
     preemptions: int = 0
     step_seconds: Seconds = 0.0
+    shed: int = 0  # requests that ended so that others could go on
+
+    def started(self, sequence: Sequence, *, cached: Tokens) -> None:
+        """A sequence is in a step: the first time, count what ``cached`` saves it."""
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = cached
+            self.prompt_tokens += len(sequence.request.prompt)
+            self.cached_tokens += cached

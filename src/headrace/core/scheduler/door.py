@@ -47,6 +47,12 @@ class Door:
         """Return the sequence of a request that comes ``now``, or why there is none."""
         if refusal := self._intake.refusal(request):
             return refusal
+        kv = self._scheduler.kv
+        if kv.blocks_for(len(request.prompt) + 1) > kv.ledger.num_usable:
+            reason = (
+                f"{kv.ledger.num_usable} blocks of the KV cache are in use order: ask elsewhere"
+            )
+            return Reject(request.id, Overloaded.code, reason)
         if len(self._scheduler.waiting) >= self._config.max_num_waiting:
             reason = f"{self._config.max_num_waiting} requests are waiting; try again later"
             return Reject(request.id, Overloaded.code, reason)

@@ -1,9 +1,10 @@
 """EngineCore: the machine round the Scheduler. Requests in; steps and tokens out.
 
 It turns events into calls of the Scheduler, draws the consequences of tokens (stop, length),
-watches deadlines and reports load. Effects of one event come in the order: what is refused, the
-next steps (so that the device is never idle while tokens travel), tokens, what the prefix cache
-gained and lost, its whole content for who asked, the load report.
+watches deadlines, gives up what is in the way (watch.py) and reports load. Effects of one event
+come in the order: what is refused, what was given up, the next steps (so that the device is never
+idle while tokens travel), tokens, what the prefix cache gained and lost, its whole content for who
+asked, the load report.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ from headrace.core.scheduler.preemption import Victims
 from headrace.core.scheduler.rows import Rows
 from headrace.core.scheduler.scheduler import Scheduler
 from headrace.core.scheduler.sequence import Sequence, Status
+from headrace.core.scheduler.watch import Watch
 from headrace.errors import InvariantBroken
 from headrace.machine import Tick
 from headrace.types import EngineTiming, FinishReason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from headrace.core.kvcache.tiers import TierConfig
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.plan import Row, StepResult
     from headrace.core.scheduler.sequence import Beginning
     from headrace.core.scheduler.step import Step
+    from headrace.core.scheduler.watch import Remedy
     from headrace.types import Request, RequestId, Seconds, TokenId, TokenLogprobs
 
 
@@ -61,11 +66,17 @@ class EngineCore:
     """A Machine: one model on one executor. See ``build_engine_core``."""
 
     def __init__(
-        self, door: Door, scheduler: Scheduler, counters: Counters, report_period: Seconds
+        self,
+        door: Door,
+        scheduler: Scheduler,
+        counters: Counters,
+        watch: Watch,
+        report_period: Seconds,
     ) -> None:
         self._door = door
         self.scheduler = scheduler  # for tests and journals to look at, not to call
         self._counters = counters
+        self._watch = watch
         self._report_period = report_period
         self._live: dict[RequestId, Sequence] = {}
         self._deadlines = Deadlines()
@@ -82,6 +93,7 @@ class EngineCore:
                 step = self.scheduler.land(step_id)
                 self.scheduler.pace.learn(step.load(), result.seconds)
                 self._step_done(step, result, now)
+                self._give_up(self._watch.stepped(step), effects)
             case Submit(request):
                 effects.extend(self._submit(request, now))
             case Abort(request_id):
@@ -95,12 +107,13 @@ class EngineCore:
             case _:
                 assert_never(event)
         self._expire(now)
+        self._give_up(self._watch.look(), effects)
         tiers = self.scheduler.kv.tiers
         effects.extend(tiers.fetch(now))
         self._plan(effects, now)
         effects.extend(tiers.save(now))
         if self._live and not self.scheduler.in_flight and not tiers.is_busy:
-            raise InvariantBroken(f"{len(self._live)} requests, and nothing can be planned")
+            self._unblock(effects, now)
         if self._outputs:
             effects.append(Emit(tuple(self._outputs)))
             self._outputs.clear()
@@ -124,10 +137,26 @@ class EngineCore:
 
     def _plan(self, effects: list[EngineEffect], now: Seconds) -> None:
         while plan := self.scheduler.schedule():
+            step = self.scheduler.in_flight[-1]
             if plan.starts:
-                _note_starts(self.scheduler.in_flight[-1], now)
+                _note_starts(step, now)
             self._door.forecast.planned(now, len(plan.starts))
-            effects.append(Execute(plan))
+            effects.append(Execute(plan, step.notes))
+
+    def _unblock(self, effects: list[EngineEffect], now: Seconds) -> None:
+        """Give up what is in the way of a step."""
+        self._give_up(self._watch.repair(), effects)
+        self._plan(effects, now)
+        while self._live and not self.scheduler.in_flight:
+            self._give_up([self._watch.blocker()], effects)
+            self._plan(effects, now)
+
+    def _give_up(self, remedies: Iterable[Remedy], effects: list[EngineEffect]) -> None:
+        for incident, victims in remedies:
+            effects.append(incident)
+            for sequence in victims:
+                self._counters.shed += 1
+                self._end(sequence, FinishReason.ERROR, incident.reason)
 
     def _submit(self, request: Request, now: Seconds) -> list[Reject]:
         if request.id in self._live:  # M6: the same message twice
@@ -272,6 +301,8 @@ class EngineCore:
             kv_evicted_total=eviction.evicted,
             kv_regretted_total=eviction.regretted,
             tiers=scheduler.kv.tiers.figures(),
+            kv_blocks_quarantined=scheduler.kv.ledger.num_quarantined,
+            shed_total=counters.shed,
         )
 
 
@@ -311,7 +342,7 @@ def build_engine_core(
         config=config,
         rows=Rows(kv, Pace(model, itl=config.itl, batch_itl=config.batch_itl), drafter),
         ledger=ledger,
-        victims=Victims(kv, model, config.preemption, ledger.patience),
+        victims=Victims(kv, model, config.preemption, ledger.patience, config.max_setbacks),
     )
     if tiers is not None:
         kv.tiers = LowerTiers(kv, model, Lookahead(scheduler), tiers)
@@ -322,4 +353,6 @@ def build_engine_core(
         forecast=Forecast(scheduler),
         config=config,
     )
-    return EngineCore(door, scheduler, counters, config.report_period)
+    return EngineCore(
+        door, scheduler, counters, Watch(scheduler, counters, config), config.report_period
+    )

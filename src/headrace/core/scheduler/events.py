@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from headrace.core.kvcache.transfers import TierChanged, Transfer, TransferDone
+from headrace.core.scheduler.notes import NO_NOTES, StepNotes
 from headrace.machine import Tick
 from headrace.types import Output, ReportLoad
 
@@ -58,9 +60,10 @@ EngineEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """Run this step; answer with StepDone or StepFailed."""
+    """Run this step; answer with StepDone or StepFailed. ``notes`` say why it is as it is."""
 
     plan: StepPlan
+    notes: StepNotes = NO_NOTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,24 @@ class Reject:
     code: str
     reason: str
     retry_after: Seconds | None = None
+
+
+class IncidentKind(StrEnum):
+    """What went wrong in an engine that goes on."""
+
+    QUARANTINE = "quarantine"  # blocks that do not fit the books are out of use
+    STALL = "stall"  # nothing could be planned
+    LIVELOCK = "livelock"  # steps ran, and nobody got further
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that must not be, and what was given up for the rest to go on; for operators."""
+
+    kind: IncidentKind
+    reason: str
+    request_id: RequestId | None  # that was in the way
+    num_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,8 @@ __all__ = [
     "EngineEffect",
     "EngineEvent",
     "Execute",
+    "Incident",
+    "IncidentKind",
     "KvChanged",
     "KvSnapshot",
     "Output",
@@ -125,4 +148,6 @@ __all__ = [
     "TransferDone",
 ]
 
-EngineEffect: TypeAlias = Execute | Emit | Reject | ReportLoad | KvChanged | KvSnapshot | Transfer
+EngineEffect: TypeAlias = (
+    Execute | Emit | Reject | ReportLoad | KvChanged | KvSnapshot | Transfer | Incident
+)

@@ -16,12 +16,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from collections.abc import Sequence as List
 
     from headrace.core.costs.step_model import StepModel
     from headrace.core.kvcache.cache import KVCache
     from headrace.core.scheduler.order import Patience
     from headrace.core.scheduler.sequence import Sequence
+    from headrace.core.scheduler.step import Step
     from headrace.types import Seconds, Tokens
 
 
@@ -34,11 +36,20 @@ class Preemption(StrEnum):
 
 class Victims:
     """Chooses by ``policy``; ``kv`` tells what is shared, ``model`` what recomputation costs,
-    ``patience`` whose turn it is to run whatever better classes want."""
+    ``patience`` whose turn it is to run whatever better classes want.
+
+    Whoever was sent back ``max_setbacks`` times without getting further is spared (0: nobody is).
+    """
 
     def __init__(
-        self, kv: KVCache, model: StepModel, policy: Preemption, patience: Patience
+        self,
+        kv: KVCache,
+        model: StepModel,
+        policy: Preemption,
+        patience: Patience,
+        max_setbacks: int = 0,
     ) -> None:
+        self._max_setbacks = max_setbacks
         self._kv = kv
         self._model = model
         self._policy = policy
@@ -48,9 +59,19 @@ class Victims:
 
     def choose(self, running: List[Sequence]) -> Sequence:
         """Return whom to preempt; ``running`` is in order of arrival and not empty."""
+        candidates = self.unspared(running) or running
         if self._policy is Preemption.LAST_IN:
-            return running[-1]
-        return min(running, key=self._regret)
+            return candidates[-1]
+        return min(candidates, key=self._regret)
+
+    def unspared(self, running: Iterable[Sequence]) -> list[Sequence]:
+        """Return those who may be preempted."""
+        limit = self._max_setbacks
+        return [s for s in running if not limit or s.num_setbacks < limit]
+
+    def yielding(self, running: Iterable[Sequence], step: Step) -> list[Sequence]:
+        """Return those who may be preempted for better newcomers, and are not in ``step``."""
+        return [s for s in self.unspared(running) if s.yields and s.last_step != step.id]
 
     def suffice(self, sequences: List[Sequence], newcomer: Sequence, spare: int) -> bool:
         """Whether ``spare`` blocks and those of ``sequences`` are enough for a newcomer."""

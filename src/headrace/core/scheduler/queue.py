@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as List
 
+    from headrace.core.kvcache.coming import Coming
     from headrace.core.kvcache.eviction.evictor import Evictor
     from headrace.core.scheduler.fairness import Account
     from headrace.core.scheduler.sequence import Sequence
@@ -146,6 +147,10 @@ class WaitingQueue:
         for digest in digests:
             if sequences := self._parked.pop(digest, None):
                 self.put_back(sequences)
+
+    def forgotten(self, coming: Coming) -> list[bytes]:
+        """Return the digests that somebody is parked under and that are not coming."""
+        return [digest for digest in self._parked if not coming.is_coming(digest)]
 
     def ahead_of(self, newcomer: Sequence) -> tuple[int, Tokens]:
         """Guess how many go before a newcomer, and how many tokens they have.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from headrace.core.kvcache.cache import KVCache
+    from headrace.core.kvcache.table import BlockTable
     from headrace.core.scheduler.preemption import Headroom
     from headrace.core.scheduler.sequence import Sequence
     from headrace.core.scheduler.step import Step
@@ -23,11 +24,13 @@ _by_arrival = attrgetter("id")
 
 
 class Running:
-    """``ends`` are sequences that left and whose end the executor must be told."""
+    """``ends`` are sequences that left and whose end the executor must be told, ``preempted`` those
+    of them that come back."""
 
     def __init__(self, kv: KVCache) -> None:
         self.sequences: list[Sequence] = []
         self.ends: list[SequenceId] = []
+        self.preempted: list[SequenceId] = []
         self._kv = kv
 
     def __len__(self) -> int:
@@ -46,6 +49,24 @@ class Running:
         self.sequences.remove(sequence)
         self.ends.append(sequence.id)
         self._kv.release(sequence.table, after=after)
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Let a sequence wait that was added and is in no step yet."""
+        self.sequences.remove(sequence)
+        self._kv.release(sequence.table, after=None)
+        sequence.status = Status.WAITING
+        sequence.num_computed = 0
+
+    def take_left(self) -> tuple[tuple[SequenceId, ...], tuple[SequenceId, ...]]:
+        """Return ``ends`` and ``preempted``, and begin both anew."""
+        left = tuple(self.ends), tuple(self.preempted)
+        self.ends.clear()
+        self.preempted.clear()
+        return left
+
+    def tables(self) -> list[BlockTable]:
+        """Return the tables of all."""
+        return [sequence.table for sequence in self.sequences]
 
     def num_growing(self) -> int:
         """Count the decodes whose next token begins a new block."""

@@ -24,6 +24,7 @@ from collections import deque
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from headrace.core.scheduler.notes import notes_of
 from headrace.core.scheduler.order import BATCH_RANK
 from headrace.core.scheduler.pacing import UNLIMITED
 from headrace.core.scheduler.queue import WaitingQueue
@@ -133,7 +134,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless sequences, tables and steps in flight agree."""
-        self.kv.check_integrity([s.table for s in self.running])
+        self.kv.check_integrity(self.running.tables())
         self.waiting.check_integrity()
         if any(sequence.num_computed for sequence in self.waiting):
             raise InvariantBroken("a sequence that waits has computed tokens")
@@ -144,8 +145,8 @@ class Scheduler:
     def _take_off(self, step: Step) -> StepPlan:
         """Send a step off, and charge everybody for it."""
         self._counters.steps += 1
-        step.ends = tuple(self.running.ends)
-        self.running.ends.clear()
+        step.ends, step.preempted = self.running.take_left()
+        step.notes = notes_of(step, has_places=len(self.running) < self._config.max_num_seqs)
         self._ledger.charge_step(step, self.pace.model, self.running, self.waiting.by_rank)
         self._victims.headroom.stepped()
         self.in_flight.append(step)
@@ -224,14 +225,15 @@ class Scheduler:
                 return
             if self.kv.coming.awaits(sequence.table):
                 waiting.park(sequence, sequence.table.awaits)
+                step.parked.append(sequence.id)
                 continue
             fits = self._fits(step, sequence) or self._clear(step, sequence)
             if not fits and not self._has_place(step):
                 return
             waiting.set_aside(sequence)
-            if fits:
-                step.spare -= self.kv.survey.demand(sequence.table) + 1
-                self._start(step, sequence)
+            demand = self.kv.survey.demand(sequence.table)
+            if fits and self._start(step, sequence):
+                step.spare -= demand + 1
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
@@ -247,7 +249,7 @@ class Scheduler:
         """Preempt sequences that yield until a better newcomer fits; nobody if it would not."""
         if newcomer.yields or self._ledger.patience.has_turn(BATCH_RANK):
             return False
-        yielding = [s for s in self.running if s.yields and s.last_step != step.id]
+        yielding = self._victims.yielding(self.running, step)
         if not yielding or not self._victims.suffice(yielding, newcomer, step.spare):
             return False
         if self.in_flight:
@@ -260,33 +262,32 @@ class Scheduler:
             step.spare = self.running.num_spare(self.running.behind(), self._victims.headroom)
         return self._fits(step, newcomer)
 
-    def _start(self, step: Step, sequence: Sequence) -> None:
-        self.waiting.remove(sequence)
-        self._ledger.serve(sequence.account)
+    def _start(self, step: Step, sequence: Sequence) -> bool:
+        """Let a newcomer run; False if it finds no time, or blocks that it counted on have gone."""
+        num_copies = len(step.copies)
         sequence.target = self.pace.target(sequence.request.itl, yields=sequence.yields)
         self.running.add(sequence)
-        step.starts.append(sequence.start())
         self._rows.chunk(step, sequence, least=1)
-        if step.sequences[-1] is not sequence:
-            raise InvariantBroken(f"sequence {sequence.id} was admitted and found no room")
+        if not step.sequences or step.sequences[-1] is not sequence:
+            del step.copies[num_copies:]
+            self.running.take_back(sequence)
+            return False
+        self.waiting.remove(sequence)
+        self._ledger.serve(sequence.account)
+        step.starts.append(sequence.start())
         for other in step.set_aside:
             other.num_passed += 1
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = step.rows[-1].start
-            self._counters.prompt_tokens += len(sequence.request.prompt)
-            self._counters.cached_tokens += sequence.cached_tokens
+        self._counters.started(sequence, cached=step.rows[-1].start)
+        return True
 
     def _preempt(self, sequence: Sequence) -> None:
         """Send a sequence without rows in flight back to its place in the queue."""
         self._leave(sequence)
-        sequence.status = Status.WAITING
-        sequence.num_known = max(sequence.num_known, sequence.num_computed)
-        sequence.num_computed = 0
-        if sequence.beginning is not None:
-            sequence.beginning.preemptions += 1
+        sequence.put_back()
         self.waiting.add(sequence)
         self.waiting.settle(self.kv.coming.take_settled())  # nobody waits for what it computed
         self._counters.preemptions += 1
+        self.running.preempted.append(sequence.id)
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence.status is Status.WAITING:

@@ -68,6 +68,7 @@ class Sequence:
     needs_last_token: bool = False  # no row before its last token is known: drafts may follow it
     lookup: Lookup | None = None  # the Drafter's
     num_passed: int = 0  # how often a later request was admitted while this one did not fit
+    num_setbacks: int = 0  # preemptions in a row, and nothing new computed between them
     num_known: Tokens = 0  # computed once already: computing them again is recomputation
 
     @property
@@ -100,6 +101,16 @@ class Sequence:
             if len(self.tokens) >= self.max_tokens:
                 return tokens[: index + 1], FinishReason.LENGTH
         return tokens, None
+
+    def put_back(self) -> None:
+        """Take note that it lost its memory and waits again."""
+        is_setback = self.num_computed <= self.num_known
+        self.num_setbacks = self.num_setbacks + 1 if is_setback else 0
+        self.num_known = max(self.num_known, self.num_computed)
+        self.num_computed = 0
+        self.status = Status.WAITING
+        if self.beginning is not None:
+            self.beginning.preemptions += 1
 
     def start(self) -> SequenceStart:
         """Return what an executor must know before the first row."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.costs.step_model import StepLoad
+from headrace.core.scheduler.notes import NO_NOTES, StepNotes
 from headrace.core.scheduler.order import NUM_RANKS
 from headrace.core.scheduler.plan import StepPlan
 
@@ -41,6 +42,9 @@ class Step:
     copies: list[tuple[BlockId, BlockId]] = field(default_factory=list)
     starts: list[SequenceStart] = field(default_factory=list)
     ends: tuple[SequenceId, ...] = ()
+    parked: list[SequenceId] = field(default_factory=list)
+    preempted: tuple[SequenceId, ...] = ()
+    notes: StepNotes = NO_NOTES
 
     def pass_over(self, sequence: Sequence, max_sequences: int, max_passes: int) -> None:
         """Leave out a newcomer that does not fit; the last one that may be is a barrier."""
