@@ -143,7 +143,7 @@ class WaitingQueueStates(RuleBasedStateMachine):
         assert all(s in self.queue for s in waiting)
         assert self.queue.num_tokens == sum(len(s.tokens) for s in waiting)
         for rank in range(NUM_RANKS):
-            assert self.queue.num_in(rank) == sum(s.rank == rank for s in waiting)
+            assert self.queue.by_rank[rank] == sum(s.rank == rank for s in waiting)
 
 
 WaitingQueueStates.TestCase.settings = settings(

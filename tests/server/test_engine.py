@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -11,9 +13,12 @@ import pytest
 
 from headrace.clock import MonotonicClock
 from headrace.core.kvcache.chain import chain_root, prompt_chain
-from headrace.errors import ConfigError, ExecutorFault, ModelTooLarge
+from headrace.core.scheduler.scheduler import Scheduler
+from headrace.errors import ConfigError, ExecutorFault, InvariantBroken, ModelTooLarge
 from headrace.executor.base import ExecutorSpec
 from headrace.executor.simulated import SLOT_BYTES, SimulatedExecutor
+from headrace.monitoring.step_journal import SubmitEntry
+from headrace.monitoring.step_replay import lines_of, read_journal, replay
 from headrace.server.engine import serve_engine
 from headrace.server.executor_thread import PacedExecutor
 from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, ModelFile
@@ -283,6 +288,56 @@ async def test_a_failed_step_fails_its_requests_and_many_in_a_row_end_the_engine
             end = await running.generate(name, range(5), 10)
             assert (end.finish, end.reason) == (FinishReason.ERROR, "the device is gone")
         assert await running.task == 1
+
+
+@async_test
+async def test_a_core_that_dies_ends_the_engine_with_an_error_and_leaves_what_replays_its_death(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # vllm-project/vllm#48966: the death of the core ended with exit code 0, and no restart policy
+    # saw it; #7633: health said OK after it; #54229 asks for a snapshot of such incidents
+    def schedule(self: Scheduler) -> None:
+        raise InvariantBroken("damaged")
+
+    async with engine(path) as running:
+        await running.generate("a", range(20), 5)
+        with monkeypatch.context() as damage:
+            damage.setattr(Scheduler, "schedule", schedule)
+            running.link.submit(Request(id=RequestId("b"), prompt=(1, 2), max_tokens=5))
+            await running.client.lost.wait()
+        assert await running.task == 1
+    (file,) = (path.parent / "incidents").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    dump = read_journal(file.read_bytes())
+    assert dump.reason == "the engine core died: damaged"
+    _, lines = lines_of(dump.segments[0])
+    assert isinstance(lines[-1], SubmitEntry)
+    assert lines[-1].request.id.startswith("b")
+    monkeypatch.setattr(Scheduler, "schedule", schedule)
+    assert "InvariantBroken('damaged')" in replay(dump.segments[0]).reason
+    monkeypatch.undo()
+    assert "then []" in replay(dump.segments[0]).parted  # undamaged, it plans a step
+
+
+@async_test
+async def test_an_engine_writes_its_journal_when_it_is_asked_to(path: Path):
+    async with engine(path) as running:
+        await running.generate("a", range(20), 5)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await running.generate("b", range(20), 5)
+    (file,) = (path.parent / "incidents").iterdir()
+    (segment,) = read_journal(file.read_bytes()).segments
+    found = replay(segment)
+    assert (found.parted, found.reason) == ("", "")
+    assert found.num_steps >= 5
+
+
+@async_test
+async def test_without_a_journal_nothing_is_written(path: Path):
+    async with engine(path, journal_bytes=0) as running:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await running.generate("a", range(20), 5)
+    assert not (path.parent / "incidents").exists()
 
 
 @async_test

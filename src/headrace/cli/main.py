@@ -55,6 +55,7 @@ GROUPS = {
         "drain": Command("headrace.cli.drain", "end a replica when its streams have ended"),
         "explain": Command("headrace.cli.explain", "show where a request's time went, and why"),
         "journal": Command("headrace.cli.journal", "show what it decided, and why"),
+        "replay": Command("headrace.cli.replay", "replay an engine's journal of steps"),
         "keys": Command("headrace.cli.keys", "create, list and revoke API keys"),
     },
     "measure and plan": {

@@ -14,6 +14,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -24,6 +25,7 @@ from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import (
     Emit,
     Execute,
+    Incident,
     KvChanged,
     KvSnapshot,
     Reject,
@@ -33,9 +35,12 @@ from headrace.core.scheduler.events import (
     Transfer,
 )
 from headrace.machine import Source
+from headrace.monitoring.logging import event as log_event
+from headrace.monitoring.step_journal import NoStepJournal, StepJournal
 from headrace.server.child import Ready
 from headrace.server.driver import AsyncioDriver
 from headrace.server.executor_thread import ExecutorThread
+from headrace.server.incidents import Incidents, Recorded
 from headrace.server.kv_tiers.build import build_mover, tier_config
 from headrace.server.links import ReplicaDescription
 from headrace.server.transport.listener import EngineListener
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.clock import Clock
+    from headrace.core.scheduler.engine_core import EngineCore
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.executor.base import Executor, ExecutorSpec
     from headrace.server.kv_tiers.mover import Mover
@@ -67,9 +73,9 @@ class Engine:
     def __init__(self, *, settings: EngineSettings, clock: Clock, stop: asyncio.Event) -> None:
         self._settings = settings
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
         self._thread = ExecutorThread(finished=self._step_finished, clock=clock)
         self._driver: AsyncioDriver[EngineEvent, EngineEffect] | None = None
+        self._incidents: Incidents | None = None
         self._listener: EngineListener | None = None
         self._mover: Mover | None = None  # None without lower tiers
         self._num_faults = 0  # in a row
@@ -80,11 +86,15 @@ class Engine:
         """Build the executor, then listen: whoever can connect finds the engine ready."""
         spec = await self._thread.start(build)
         tiers = tier_config(self._settings, spec)
+        core = build_engine_core(spec, scheduler_config(self._settings), tiers)
+        journal = step_journal(core, self._settings.journal_bytes)
+        directory = Path(process.cache_dir or Path(process.socket).parent) / "incidents"
+        self._incidents = Incidents(journal, directory, process.replica, self._clock)
         self._driver = AsyncioDriver(
-            build_engine_core(spec, scheduler_config(self._settings), tiers),
+            Recorded(core, journal),
             perform=self._perform,
             clock=self._clock,
-            loop=self._loop,
+            loop=asyncio.get_running_loop(),
             on_fault=self._machine_died,
         )
         self._listener = EngineListener(
@@ -163,6 +173,8 @@ class Engine:
                 self._listener.gateways.send_load(effect)
             case KvChanged():
                 self._listener.gateways.send_change(effect)
+            case Incident():
+                self._report_incident(effect)
             case KvSnapshot():
                 self._listener.gateways.send_content(effect)
             case Transfer():
@@ -171,6 +183,23 @@ class Engine:
             case _:
                 assert_never(effect)
 
+    def write_journal(self, reason: str) -> None:
+        """Write the journal of steps into a file, if the engine has started."""
+        if self._incidents is not None:
+            self._incidents.write(reason)
+
+    def _report_incident(self, incident: Incident) -> None:
+        assert self._incidents is not None
+        self._incidents.happened(f"{incident.kind.value}: {incident.reason}")
+        log_event(
+            _log,
+            logging.ERROR,
+            "the engine gave something up to go on",
+            kind=incident.kind.value,
+            reason=incident.reason,
+            request=incident.request_id,
+        )
+
     def _step_finished(self, outcome: StepDone | StepFailed) -> None:
         """Tell the core, and count faults in a row."""
         assert self._driver is not None
@@ -178,15 +207,24 @@ class Engine:
         self._num_faults = 0 if isinstance(outcome, StepDone) else self._num_faults + 1
         if self._num_faults >= self._settings.max_faults:
             # After the driver's turn, so that the requests hear of their failure first.
-            self._loop.call_soon(self._break, f"{self._num_faults} steps in a row failed")
+            asyncio.get_running_loop().call_soon(
+                self._break, f"{self._num_faults} steps in a row failed"
+            )
 
     def _machine_died(self, error: Exception) -> None:
         _log.critical("the engine core died", exc_info=error)
         self._break(f"the engine core died: {error}")
 
     def _break(self, reason: str) -> None:
-        self._failure = self._failure or reason
+        if self._failure is None:
+            self._failure = reason
+            self.write_journal(reason)
         self._stop.set()
+
+
+def step_journal(core: EngineCore, max_bytes: int) -> StepJournal | NoStepJournal:
+    """Return what keeps a core's steps in so many bytes."""
+    return StepJournal(core, max_bytes=max_bytes) if max_bytes else NoStepJournal()
 
 
 def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
@@ -212,6 +250,9 @@ def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
             pinned_share=settings.pinned_share,
             tenant_share=settings.tenant_share,
         ),
+        audit_steps=settings.audit_steps,
+        shed_stalled=settings.shed_stalled,
+        max_setbacks=settings.max_setbacks,
     )
 
 
@@ -250,6 +291,8 @@ async def serve_engine(
     gc.collect()
     gc.freeze()  # what is here now stays: collections need not look at it again
     report(Ready(model=spec.model_identity, kv_tokens=spec.num_blocks * spec.block_size))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, engine.write_journal, "somebody asked for it")
     watching = asyncio.create_task(engine.watch())
     beating = asyncio.create_task(engine.beat(process.transport.beat_seconds))
     await stopping
@@ -258,6 +301,7 @@ async def serve_engine(
         return await engine.stop(drain_seconds=process.drain_seconds)
     finally:
         beating.cancel()  # not before: an engine that drains is alive
+        loop.remove_signal_handler(signal.SIGUSR1)
 
 
 async def _set(event: asyncio.Event) -> None:

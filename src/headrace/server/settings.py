@@ -160,6 +160,20 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         float,
         Meta(ge=0.01, le=1, description="of the KV cache, what a tenant keeps from others; 1: all"),
     ] = 1.0
+    audit_steps: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="steps between checks of all blocks; 0: never")
+    ] = 256
+    shed_stalled: Annotated[
+        bool, Meta(description="end the request that is in the way of all; else the engine ends")
+    ] = True
+    max_setbacks: Annotated[
+        int,
+        Meta(ge=0, le=1 << 20, description="preemptions without gain that spare one; 0: never"),
+    ] = 3
+    journal_bytes: Annotated[
+        int,
+        Meta(ge=0, le=1 << 32, description="memory for the journal of steps; 0: none is kept"),
+    ] = 8 << 20
     report_seconds: Annotated[
         float, Meta(gt=0, le=60, description="pause between load reports at the least")
     ] = 0.25

@@ -109,7 +109,7 @@ def test_two_tenants_with_a_backlog_are_never_further_apart_than_running_request
 
     def watch(_now: float, _plan: object) -> None:
         services = accounts(played)
-        if len(services) == len(tenants) and played.core.scheduler.waiting.num_in(RANK) > 100:
+        if len(services) == len(tenants) and played.core.scheduler.waiting.by_rank[RANK] > 100:
             gaps.append(max(services.values()) - min(services.values()))
 
     played = rehearsal(config, watch=watch)

@@ -87,7 +87,7 @@ def test_an_account_that_was_forgotten_and_opened_again_counts_as_the_new_one():
 def test_classes_are_apart():
     account = Account("a", 0)
     queue = queue_of(sequence_of(0, account, 1.0, rank=0), sequence_of(1, account, 1.0, rank=2))
-    assert (queue.num_in(0), queue.num_in(1), queue.num_in(2)) == (1, 0, 1)
+    assert (queue.by_rank[0], queue.by_rank[1], queue.by_rank[2]) == (1, 0, 1)
     assert queue.first(1) is None
     assert drained(queue, 2) == [1]
 

@@ -77,10 +77,6 @@ class WaitingQueue:
         """How many of each class wait, parked ones included."""
         return self._num_in_rank
 
-    def num_in(self, rank: int) -> int:
-        """Return how many of a class wait, parked ones included."""
-        return self._num_in_rank[rank]
-
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait."""
         self._waiting[sequence.id] = sequence

@@ -1,0 +1,212 @@
+"""Freezing: the whole state of a core machine as plain data, and the machine made of it again.
+
+It walks attributes, so no class has to know of it. Plain data are lists of nodes; a value is
+itself (None, a number, a string, bytes) or ``[index]`` of another node: so shared objects stay
+shared. Thawing calls no code of the machine: it makes empty objects and sets their attributes, and
+only of classes that are named in ``ROOMS``, which perform nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib import import_module
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, TypeAlias
+
+from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOMS = ("headrace.core.", "headrace.types", "headrace.executor.base")
+"""Where the classes of a core machine's parts are."""
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+_FLAT: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+
+Value: TypeAlias = bool | int | float | str | bytes | list[int] | None
+Node: TypeAlias = tuple[str, str, list[Value]]
+"""Kind, name (of a class or method), content."""
+
+
+class FreezeError(HeadraceError):
+    """A part of a machine that cannot be frozen, or frozen data that nothing can be made of."""
+
+
+def freeze(root: object) -> list[Node]:
+    """Return the nodes of everything that ``root`` refers to; node 0 is ``root``."""
+    return _Freezer().run(root)
+
+
+def thaw(nodes: list[Node]) -> object:
+    """Return what was frozen; raises FreezeError."""
+    try:
+        return _Thawer(nodes).run()
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise FreezeError(f"nothing can be made of this state: {error}") from None
+
+
+class _Freezer:
+    def __init__(self) -> None:
+        self._index: dict[int, int] = {}
+        self._found: list[object] = []  # by index; kept, so that no id is used twice
+
+    def run(self, root: object) -> list[Node]:
+        self._value(root)
+        nodes: list[Node] = []
+        while len(nodes) < len(self._found):
+            nodes.append(self._node(self._found[len(nodes)]))
+        return nodes
+
+    def _value(self, value: object) -> Value:
+        if type(value) in _PLAIN:
+            return value  # type: ignore[return-value]
+        index = self._index.get(id(value))
+        if index is None:
+            index = self._index[id(value)] = len(self._found)
+            self._found.append(value)
+        return [index]
+
+    def _values(self, values: Iterator[object] | list[object]) -> list[Value]:
+        return [self._value(value) for value in values]
+
+    def _node(self, found: object) -> Node:
+        kind = type(found)
+        if isinstance(found, list | tuple | set | frozenset) and kind in _FLAT:
+            return _FLAT[kind], "", self._values(iter(found))
+        if isinstance(found, deque):
+            return "deque", "", [found.maxlen, *self._values(iter(found))]
+        if isinstance(found, dict) and kind is dict:
+            pairs = [part for pair in found.items() for part in pair]
+            return "dict", "", self._values(pairs)
+        if isinstance(found, MethodType):
+            return "method", found.__func__.__name__, [self._value(found.__self__)]
+        if isinstance(found, type | FunctionType):
+            return "global", _name(found), []
+        if isinstance(found, Enum):
+            return "enum", _name(kind), [found.name]
+        if isinstance(found, tuple):
+            return "named", _name(kind), self._values(iter(found))
+        content: list[Value] = []
+        for name in _attributes(found):
+            content += (name, self._value(getattr(found, name)))
+        return "object", _name(kind), content
+
+
+class _Thawer:
+    """Makes all objects empty first, so that whoever refers to them can be made."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = nodes
+        self._made: dict[int, object] = {}
+
+    def run(self) -> object:
+        for index, (kind, name, _) in enumerate(self._nodes):
+            if kind == "object":
+                cls = _find(name)
+                if not isinstance(cls, type):
+                    raise FreezeError(f"{name} is no class")
+                self._made[index] = object.__new__(cls)
+        for index, (kind, _, content) in enumerate(self._nodes):
+            if kind == "object" and is_dataclass(self._made[index]):
+                self._fill(index, content)
+        for index, (kind, _, content) in enumerate(self._nodes):
+            if kind == "object" and not is_dataclass(self._made[index]):
+                self._fill(index, content)
+        return self._of([0])
+
+    def _fill(self, index: int, content: list[Value]) -> None:
+        for name, value in zip(content[::2], content[1::2], strict=True):
+            object.__setattr__(self._made[index], str(name), self._of(value))
+
+    def _of(self, value: Value) -> object:
+        if not isinstance(value, list):
+            return value
+        index = value[0]
+        if index not in self._made:
+            self._make(index)
+        return self._made[index]
+
+    def _make(self, index: int) -> None:
+        kind, name, content = self._nodes[index]
+        match kind:
+            case "list":
+                items: list[object] = []
+                self._made[index] = items
+                items.extend(map(self._of, content))
+            case "dict":
+                pairs: dict[object, object] = {}
+                self._made[index] = pairs
+                for key, value in zip(content[::2], content[1::2], strict=True):
+                    pairs[self._of(key)] = self._of(value)
+            case "deque":
+                length = content[0]
+                line: deque[object] = deque(maxlen=length if isinstance(length, int) else None)
+                self._made[index] = line
+                line.extend(map(self._of, content[1:]))
+            case _:
+                self._made[index] = self._immutable(kind, name, content)
+
+    def _immutable(self, kind: str, name: str, content: list[Value]) -> object:
+        match kind:
+            case "tuple":
+                return tuple(map(self._of, content))
+            case "set":
+                return set(map(self._of, content))
+            case "frozenset":
+                return frozenset(map(self._of, content))
+            case "named":
+                return _named(_find(name), [self._of(value) for value in content])
+            case "enum":
+                return _find(name)[str(content[0])]  # type: ignore[index]
+            case "method":
+                return self._method(name, self._of(content[0]))
+            case "global":
+                return _find(name)
+            case _:
+                raise FreezeError(f"there is no kind of node {kind!r}")
+
+    def _method(self, name: str, owner: object) -> object:
+        function = getattr(type(owner), name, None)
+        if not isinstance(function, FunctionType):
+            raise FreezeError(f"{type(owner).__name__} has no method {name}")
+        return MethodType(function, owner)
+
+
+def _attributes(found: object) -> Iterator[str]:
+    """Return the names of the attributes that an object has, its slots first."""
+    for cls in type(found).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(found, name):
+                yield name
+    if hasattr(found, "__dict__"):
+        yield from vars(found)
+
+
+def _named(cls: object, values: list[object]) -> object:
+    if not isinstance(cls, type) or not issubclass(cls, tuple):
+        raise FreezeError(f"{cls} is no tuple")
+    return tuple.__new__(cls, values)
+
+
+def _name(found: type | FunctionType) -> str:
+    name = f"{found.__module__}:{found.__qualname__}"
+    if not found.__module__.startswith(ROOMS) or "<" in name:
+        raise FreezeError(f"{name} cannot be frozen")
+    return name
+
+
+def _find(name: str) -> object:
+    module, _, path = name.partition(":")
+    if not module.startswith(ROOMS):
+        raise FreezeError(f"{name} cannot be thawed")
+    try:
+        found: object = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        raise FreezeError(f"there is no {name} in this version") from None
+    return found
