@@ -37,6 +37,7 @@ from headrace.monitoring.step_journal import (
 from headrace.types import RequestId
 
 if TYPE_CHECKING:
+    from headrace.core.kvcache.transfers import TierEvent
     from headrace.core.scheduler.events import EngineEvent
     from headrace.types import Tokens
 
@@ -117,18 +118,22 @@ def _event(line: JournalLine, block_size: Tokens) -> EngineEvent:
             return StepFailed(line.step, line.reason)
         case AbortEntry():
             return Abort(RequestId(line.request))
-        case TierEntry(number=None):
-            used, quarantined, errors = line.counts
-            return TierChanged(
-                tier=Tier(line.tier),
-                stored=line.stored,
-                dropped=line.dropped,
-                used_bytes=used,
-                quarantined=quarantined,
-                errors=errors,
-            )
-        case TierEntry(number=number):
-            reads = tuple(TierRead(Tier(tier), *rest) for tier, *rest in line.reads)
-            return TransferDone(number=number, num_done=line.num_done, reads=reads)
+        case TierEntry():
+            return _tier_event(line)
         case OtherEntry():
             return Tick() if line.snapshot_to is None else SnapshotWanted(line.snapshot_to)
+
+
+def _tier_event(line: TierEntry) -> TierEvent:
+    if line.number is not None:
+        reads = tuple(TierRead(Tier(tier), num, seconds) for tier, num, seconds in line.reads)
+        return TransferDone(number=line.number, num_done=line.num_done, reads=reads)
+    used, quarantined, errors = line.counts
+    return TierChanged(
+        tier=Tier(line.tier),
+        stored=line.stored,
+        dropped=line.dropped,
+        used_bytes=used,
+        quarantined=quarantined,
+        errors=errors,
+    )

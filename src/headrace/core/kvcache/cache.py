@@ -203,7 +203,7 @@ class KVCache:
     def audit(self, tables: Iterable[BlockTable], steps: Collection[StepId]) -> list[Misfit]:
         """Quarantine the blocks that do not fit ``tables`` in use and ``steps`` in flight. O(n)."""
         self._fences = {step: blocks for step, blocks in self._fences.items() if step in steps}
-        held = Counter(block for table in tables for block in table.blocks)
+        held = Counter(b for table in (*tables, *self.tiers.tables()) for b in table.blocks)
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)
         misfits = self.ledger.audit(held, fenced)
         for block, _ in misfits:
