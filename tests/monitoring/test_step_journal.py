@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
+from headrace.core.kvcache.tiers import TierConfig
+from headrace.core.kvcache.transfers import Tier
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.events import SnapshotWanted
 from headrace.core.scheduler.notes import Bound
@@ -37,11 +39,18 @@ ROOT = chain_root(salt=b"", model_identity="simulated", block_size=4)
 class Journaled:
     """An engine with a journal that sees every event."""
 
-    def __init__(self, *, max_bytes: int = PLENTY, steps_in_flight: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        max_bytes: int = PLENTY,
+        steps_in_flight: int = 1,
+        tiers: TierConfig | None = None,
+    ) -> None:
         config = SchedulerConfig(
             max_num_seqs=4, max_num_batched_tokens=16, max_steps_in_flight=steps_in_flight
         )
-        self.engine: EngineHarness = simulated_engine(simulated_spec(num_blocks=20), config)
+        spec = simulated_spec(num_blocks=20)
+        self.engine: EngineHarness = simulated_engine(spec, config, tiers=tiers)
         self.journal = StepJournal(self.engine.core, max_bytes=max_bytes)
         self.num_seen = 0
         self.random = random.Random(7)
@@ -50,6 +59,8 @@ class Journaled:
         for _ in range(num_requests):
             self.submit()
             for _ in range(self.random.randrange(4)):
+                if self.engine.store.pending:
+                    self.engine.finish_transfer()
                 if self.engine.num_in_flight:
                     failed = "stumbled" if self.random.random() < 0.02 else ""
                     self.engine.finish_step(failed=failed)
@@ -115,10 +126,21 @@ def test_a_core_goes_on_from_a_state_in_the_midst_of_work():
     assert (found.parted, found.num_events) == ("", run.num_seen - begun)
 
 
+def test_transfers_between_tiers_are_replayed_too():
+    run = Journaled(tiers=TierConfig(transfer_blocks=3, block_seconds={Tier.HOST: 1e-6}))
+    run.run(60)
+    (segment,) = run.journal.segments()
+    found = replay(segment)
+    assert (found.parted, found.reason) == ("", "")
+    decisions = [d for line in lines_of(segment)[1] for d in line.decisions]
+    told = [d.reason for d in decisions if isinstance(d, ToldDecision) and d.kind == "transfer"]
+    assert {way.split()[0] for way in told} == {"read", "store", "load"}
+
+
 def test_a_journal_keeps_to_its_bytes_and_what_is_left_replays():
     # one event at a time, as a driver does: a state is written down between two events
-    run = Journaled(max_bytes=120_000)
-    for _ in range(150):
+    run = Journaled(max_bytes=400_000)
+    for _ in range(160):
         run.submit()
         run.see()
         while run.engine.num_in_flight:
@@ -126,7 +148,7 @@ def test_a_journal_keeps_to_its_bytes_and_what_is_left_replays():
             run.see()
     segments = run.journal.segments()
     assert len(segments) == 2
-    assert sum(map(len, segments)) < 130_000
+    assert sum(map(len, segments)) < 410_000
     for segment in segments:
         found = replay(segment)
         assert (found.parted, found.reason) == ("", "")

@@ -8,23 +8,32 @@ only of classes that are named in ``ROOMS``, which perform nothing.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
+from collections import Counter, OrderedDict, deque
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOMS = ("headrace.core.", "headrace.types", "headrace.executor.base")
 """Where the classes of a core machine's parts are."""
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _FLAT: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+_MAPS: dict[type, str] = {dict: "dict", OrderedDict: "ordered", Counter: "counter"}
+_NEW_MAPS: dict[str, Callable[[], dict[object, object]]] = {
+    "dict": dict,
+    "ordered": OrderedDict,
+    "counter": Counter,  # type: ignore[dict-item]
+}
 
 Value: TypeAlias = bool | int | float | str | bytes | list[int] | None
 Node: TypeAlias = tuple[str, str, list[Value]]
@@ -78,9 +87,11 @@ class _Freezer:
             return _FLAT[kind], "", self._values(iter(found))
         if isinstance(found, deque):
             return "deque", "", [found.maxlen, *self._values(iter(found))]
-        if isinstance(found, dict) and kind is dict:
+        if isinstance(found, dict) and kind in _MAPS:
             pairs = [part for pair in found.items() for part in pair]
-            return "dict", "", self._values(pairs)
+            return _MAPS[kind], "", self._values(pairs)
+        if isinstance(found, array | np.ndarray):
+            return _array_node(found)
         if isinstance(found, MethodType):
             return "method", found.__func__.__name__, [self._value(found.__self__)]
         if isinstance(found, type | FunctionType):
@@ -136,8 +147,8 @@ class _Thawer:
                 items: list[object] = []
                 self._made[index] = items
                 items.extend(map(self._of, content))
-            case "dict":
-                pairs: dict[object, object] = {}
+            case "dict" | "ordered" | "counter":
+                pairs: dict[object, object] = _NEW_MAPS[kind]()
                 self._made[index] = pairs
                 for key, value in zip(content[::2], content[1::2], strict=True):
                     pairs[self._of(key)] = self._of(value)
@@ -151,6 +162,13 @@ class _Thawer:
 
     def _immutable(self, kind: str, name: str, content: list[Value]) -> object:
         match kind:
+            case "array":
+                items = array(name)
+                items.frombytes(_bytes(content[0]))
+                return items
+            case "numpy":
+                flat = np.frombuffer(_bytes(content[0]), np.dtype(name))
+                return flat.reshape([int(str(size)) for size in content[1:]]).copy()
             case "tuple":
                 return tuple(map(self._of, content))
             case "set":
@@ -184,6 +202,18 @@ def _attributes(found: object) -> Iterator[str]:
                 yield name
     if hasattr(found, "__dict__"):
         yield from vars(found)
+
+
+def _array_node(found: array[int] | np.ndarray) -> Node:
+    if isinstance(found, array):
+        return "array", found.typecode, [found.tobytes()]
+    return "numpy", found.dtype.str, [found.tobytes(), *found.shape]
+
+
+def _bytes(value: Value) -> bytes:
+    if not isinstance(value, bytes):
+        raise FreezeError("an array without its bytes")
+    return value
 
 
 def _named(cls: object, values: list[object]) -> object:

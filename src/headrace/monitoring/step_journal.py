@@ -48,8 +48,8 @@ NUM_SEGMENTS = 2
 FULL = 0.75
 """Of a segment's room: the next one is begun as soon as that is convenient."""
 
-BUSY_ANCHOR_BLOCKS = 4096
-"""With more blocks, state is frozen only while the engine is idle: it takes some 20 ms for a
+BUSY_ANCHOR_BLOCKS = 2048
+"""With more blocks, state is frozen only while the engine is idle: it takes some 40 ms for a
 thousand."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -205,8 +205,8 @@ class StepJournal:
                     found.append(
                         ToldDecision("cache", str(number), f"{len(stored)}-{len(removed)}")
                     )
-                case Transfer(number=number, direction=direction, blocks=blocks):
-                    way = f"{direction.name.lower()} {len(blocks)}"
+                case Transfer(number=number, direction=direction, digests=digests):
+                    way = f"{direction.name.lower()} {len(digests)}"
                     found.append(ToldDecision("transfer", str(number), way))
                 case _:
                     pass

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from headrace.core.kvcache.tiers import TierConfig
+from headrace.core.kvcache.transfers import Direction, Tier
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.events import IncidentKind
 from headrace.core.scheduler.order import Order
@@ -117,6 +119,26 @@ def test_only_those_end_whose_blocks_others_may_have_written_into():
     assert "1 requests end of it" in engine.outputs[a.id][-1].reason
     assert_ended_well(engine, b)
     assert engine.reports[-1].shed_total == 1
+
+
+def test_blocks_that_are_being_transferred_are_accounted_for():
+    tiers = TierConfig(transfer_blocks=3, block_seconds={Tier.HOST: 1e-6})
+    engine = simulated_engine(SPEC, SchedulerConfig(max_num_seqs=4, audit_steps=1), tiers=tiers)
+    num_loads = 0
+    for round_ in range(12):
+        engine.submit(request_of("abcd"[round_ % 4] + str(round_), length=30, max_tokens=2))
+        for _ in range(200):
+            loads = [t for t in engine.store.pending if t.direction is Direction.LOAD]
+            num_loads += len(loads)
+            assert engine.core._watch.repair() == []
+            if engine.store.pending:
+                engine.finish_transfer()
+            elif engine.num_in_flight:
+                engine.finish_step()
+            else:
+                break
+    assert num_loads > 0
+    assert not engine.incidents
 
 
 def test_who_waits_for_content_that_nobody_computes_is_woken():

@@ -177,9 +177,10 @@ class KVCache:
     def publish(self, table: BlockTable, num_computed: Tokens) -> None:
         """Offer a table's full blocks to the prefix cache; ``num_computed`` tokens are done."""
         for index in range(table.num_published, num_computed // self.block_size):
-            digest, start = table.digest(index), index * self.block_size
+            block, digest, start = table.blocks[index], table.digest(index), index * self.block_size
             tokens = pack(table.tokens[start : start + self.block_size])
-            if self.index.add(table.blocks[index], Content(digest, table.parent(index), tokens)):
+            content = Content(digest, table.parent(index), tokens)
+            if self.ledger.is_sound(block) and self.index.add(block, content):
                 self.evictor.published(table, index)
             self.coming.settle(digest, table)
             table.num_published = index + 1
@@ -201,7 +202,7 @@ class KVCache:
             self.ledger.open(block, keep=block in self.index)
 
     def audit(self, tables: Iterable[BlockTable], steps: Collection[StepId]) -> list[Misfit]:
-        """Quarantine the blocks that do not fit ``tables`` in use and ``steps`` in flight. O(n)."""
+        """Quarantine the blocks that do not fit ``tables``, transfers and ``steps``. O(n)."""
         self._fences = {step: blocks for step, blocks in self._fences.items() if step in steps}
         held = Counter(b for table in (*tables, *self.tiers.tables()) for b in table.blocks)
         fenced = Counter(block for blocks in self._fences.values() for block in blocks)

@@ -73,10 +73,6 @@ class Coming:
         settled, self._settled = self._settled, []
         return settled
 
-    def is_coming(self, digest: bytes) -> bool:
-        """Whether anybody computes this content."""
-        return digest in self._makers
-
     def forget_strangers(self, tables: Container[BlockTable]) -> None:
         """Take back what none of ``tables`` will ever compute."""
         for digest in self.of_strangers(tables):

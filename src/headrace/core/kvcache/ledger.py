@@ -66,6 +66,10 @@ class BlockLedger:
         known = self.num_held + self.num_in_flight + self._num_withheld
         return self._pool.num_free + known == self._pool.num_blocks and not self._suspects
 
+    def is_sound(self, block: BlockId) -> bool:
+        """Whether a block is not quarantined."""
+        return block not in self._quarantined
+
     def references(self, block: BlockId) -> int:
         """Return how many references a block ought to have."""
         return self._held[block] + self._fenced[block] + (block in self._quarantined)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as List
 
-    from headrace.core.kvcache.coming import Coming
     from headrace.core.kvcache.eviction.evictor import Evictor
     from headrace.core.scheduler.fairness import Account
     from headrace.core.scheduler.sequence import Sequence
@@ -138,15 +137,11 @@ class WaitingQueue:
         self.set_aside(sequence)
         self._parked.setdefault(digest, []).append(sequence)
 
-    def settle(self, digests: Iterable[bytes]) -> None:
-        """Put back who was parked under ``digests``."""
-        for digest in digests:
+    def settle(self, digests: Iterable[bytes] | None) -> None:
+        """Put back who was parked under ``digests``; None: everybody who is parked."""
+        for digest in list(self._parked) if digests is None else digests:
             if sequences := self._parked.pop(digest, None):
                 self.put_back(sequences)
-
-    def forgotten(self, coming: Coming) -> list[bytes]:
-        """Return the digests that somebody is parked under and that are not coming."""
-        return [digest for digest in self._parked if not coming.is_coming(digest)]
 
     def ahead_of(self, newcomer: Sequence) -> tuple[int, Tokens]:
         """Guess how many go before a newcomer, and how many tokens they have.

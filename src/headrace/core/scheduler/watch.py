@@ -25,6 +25,7 @@ from headrace.types import StepId
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.ledger import Misfit
+    from headrace.core.kvcache.table import BlockTable
     from headrace.core.scheduler.config import SchedulerConfig
     from headrace.core.scheduler.counters import Counters
     from headrace.core.scheduler.scheduler import Scheduler
@@ -116,16 +117,20 @@ class Watch:
         self._wake()
         return self._scheduler.kv.ledger.num_entries == self._num_entries()
 
+    def _tables(self) -> list[BlockTable]:
+        """Return all tables in use, those of transfers included."""
+        return [*self._scheduler.running.tables(), *self._scheduler.kv.tiers.tables()]
+
     def _wake(self) -> None:
-        """Let those be looked at who wait for content that nobody computes."""
-        coming, waiting = self._scheduler.kv.coming, self._scheduler.waiting
-        coming.forget_strangers(set(self._scheduler.running.tables()))
-        waiting.settle(coming.take_settled())
-        waiting.settle(waiting.forgotten(coming))
+        """Let all who wait for content be looked at, and nobody wait for what no one computes."""
+        coming = self._scheduler.kv.coming
+        coming.forget_strangers(set(self._tables()))
+        coming.take_settled()
+        self._scheduler.waiting.settle(None)
 
     def _num_entries(self) -> int:
         """Count the places in all tables."""
-        return sum(len(table.blocks) for table in self._scheduler.running.tables())
+        return sum(len(table.blocks) for table in self._tables())
 
     def _audit(self) -> list[Remedy]:
         scheduler = self._scheduler
