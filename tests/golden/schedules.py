@@ -159,8 +159,8 @@ def chunks_keep_a_target() -> EngineHarness:
 
 def the_one_with_least_regret_is_preempted() -> EngineHarness:
     engine = simulated_engine(SPEC, SchedulerConfig())
-    engine.submit(request_of("asks for more", range(16), max_tokens=24))
-    engine.submit(request_of("is nearly done", range(100, 116), max_tokens=12))
+    engine.submit(request_of("old, has little to lose", range(8), max_tokens=28))
+    engine.submit(request_of("new, has much to lose", range(100, 124), max_tokens=12))
     return engine
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.order import Order
+from headrace.core.scheduler.preemption import Preemption
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
 from headrace.types import FinishReason, Request, RequestId, SequenceId
 
@@ -132,7 +133,8 @@ def test_the_newest_is_preempted_and_its_stream_does_not_notice():
 
 
 def test_a_preempted_sequence_finds_what_nobody_needed_in_the_cache():
-    engine = simulated_engine(simulated_spec(num_blocks=7))
+    config = SchedulerConfig(preemption=Preemption.LAST_IN)
+    engine = simulated_engine(simulated_spec(num_blocks=7), config)
     engine.submit(request_of("old", *range(100, 108), max_tokens=6))
     engine.submit(request_of("new", *range(12), max_tokens=10))
     engine.run_until_idle()
