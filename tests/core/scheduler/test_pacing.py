@@ -49,7 +49,7 @@ def test_without_a_target_only_the_budget_counts():
 
 
 def test_decodes_that_come_near_the_target_leave_nothing():
-    step = step_of(decodes=42)  # 94 ms of 100
+    step = step_of(decodes=43)  # 96 ms of 100
     PACE.begin(step, 0.1)
     assert PACE.chunk(step, 0) == 0
 
@@ -63,7 +63,7 @@ def test_if_decodes_alone_miss_the_target_prompts_go_on_all_the_same():
 
 
 def test_a_decode_that_gives_way_fits_or_waits_but_is_not_kept_from_an_empty_step():
-    step = step_of(decodes=39)  # 88 ms: one more fits
+    step = step_of(decodes=41)  # 92 ms: one more fits
     PACE.begin(step, 0.1)
     step.rows = [None]  # type: ignore[list-item]
     assert PACE.may_decode(step, 0)
