@@ -184,6 +184,23 @@ def test_an_interactive_load_does_not_feel_a_saturating_batch_load(depth: int):
     assert num_tokens(of_class(both, PriorityClass.BATCH)) >= 0.9 * left
 
 
+def test_a_batch_request_that_was_passed_too_often_bars_no_better_one_even_in_its_turn():
+    config = SchedulerConfig(max_num_seqs=8, max_passes=0)
+    played = rehearsal(config, num_blocks=32)
+    batch, interactive = PriorityClass.BATCH, PriorityClass.INTERACTIVE
+    patience = played.core.scheduler._ledger.patience
+    played.play(
+        [(0.0, request_of("runs", 128, 120)), (0.01, request_of("big", 400, 4, priority=batch))],
+        until=0.5,
+    )
+    for _ in range(1000):
+        patience.note(wants=ALL_WANT, got=[0.1, 0.1, 0.0], seconds=0.1)
+    assert patience.ranks()[0] == 2
+    played.play([(0.5, request_of("quick", 64, 4, priority=interactive))], until=1.0)
+    assert played.stories[RequestId("quick")].finish
+    assert not played.stories[RequestId("big")].times
+
+
 def test_a_batch_request_that_does_not_fit_bars_no_better_one():
     config = SchedulerConfig(max_num_seqs=8, max_passes=0)
     played = rehearsal(config, num_blocks=32)
