@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from headrace.core.costs.transfer import TransferModel
 from headrace.core.kvcache.coming import OF_A_LOAD
 from headrace.core.kvcache.saving import Saving
-from headrace.core.kvcache.table import BlockTable
 from headrace.core.kvcache.transfers import Direction, Tier, TierChanged, Transfer
 from headrace.types import TierFigures
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.core.kvcache.cache import KVCache
+    from headrace.core.kvcache.table import BlockTable
     from headrace.core.kvcache.tiers import Line, RecomputeCosts, TierConfig
     from headrace.core.kvcache.transfers import TierEvent, TransferDone
     from headrace.types import BlockId, Seconds, Tokens
@@ -176,14 +176,14 @@ class LowerTiers:
         return range(0)
 
     def _load(self, table: BlockTable, run: range, now: Seconds) -> Transfer | None:
-        """Begin to load blocks that a table lacks, if there is room for them."""
+        """Begin to load blocks that a table lacks, if there is room for the whole of it."""
         kv, size, end = self._kv, self._kv.block_size, run.stop
-        load = BlockTable(table.tokens[: end * size], size, table.root, table.chain[:end])
-        load.urgency = OF_A_LOAD
+        load = replace(table, chain=table.chain[:end], urgency=OF_A_LOAD)
         if kv.survey.demand(load) > self._line.num_spare():
             return None
         table.num_decided = end
         kv.take_cached(load)
+        table.visit = load.visit  # who finds it is who fetched it
         if len(load.blocks) != run.start or not kv.grow(load, end * size):
             kv.release(load, after=None)  # a block before them has gone
             return None
