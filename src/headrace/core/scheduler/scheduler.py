@@ -110,7 +110,7 @@ class Scheduler:
                 self._plan_yielding(step, yielding)
             self._fill(step, rank, [s for s in behind if s.rank == rank])
         self.waiting.put_back(step.set_aside)
-        if not step.rows:
+        if not step.rows and not step.copies:
             return None
         return self._take_off(step)
 
