@@ -53,6 +53,9 @@ class Belady:
         self._digests[block] = mark.digest
         self._push(block, -mark.depth)
 
+    def work(self) -> None:
+        """Nothing was put off."""
+
     def remove(self, block: BlockId) -> None:
         """Take a block out. Raises KeyError."""
         del self._entries[block]

@@ -93,6 +93,7 @@ class Evictor:
         while (block := pins.pop(until=now)) is not None:
             quotas.remove(block)
             self._place(block)
+        self._levels.plain.work()
         wanted, unwanted = self._expectations.work()
         for digest in wanted:
             block = self._find(digest)
@@ -153,9 +154,17 @@ class Evictor:
 
     def remove(self, block: BlockId) -> None:
         """A block that is in use again. Raises InvariantBroken if it is not in the order."""
-        if block not in self:
-            raise InvariantBroken(f"block {block} is free and holds nothing: it cannot be shared")
-        self._displace(block)
+        levels = self._levels
+        try:
+            levels.plain.remove(block)  # nearly always there
+        except KeyError:
+            if block not in self:
+                raise InvariantBroken(
+                    f"block {block} is free and holds nothing: it cannot be shared"
+                ) from None
+            self._displace(block)
+        else:
+            levels.quotas.remove(block)
 
     def pop(self) -> BlockId:
         """Take the next victim out; its content is lost. Raises KeyError when there is none."""

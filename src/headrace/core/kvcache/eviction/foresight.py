@@ -47,7 +47,7 @@ class ForesightOrder:
         if self._newest is not None:
             self._watch(*self._newest, now)
         self._odds.came_back(mark.digest, now)
-        self._guard.used(mark)
+        self._guard.used(mark.digest)
 
     def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
         """Take a block in, with its kind as it is now."""
@@ -57,7 +57,11 @@ class ForesightOrder:
         if newest is not None and newest[0] is not run:
             self._watch(*newest, now)
         self._newest = (run, mark.digest)
-        self._guard.released(mark, kind, now)
+        self._guard.released(mark.digest, kind, mark.visit.number, now)
+
+    def work(self) -> None:
+        """Go on learning, a slice for each event."""
+        self._guard.work()
 
     def remove(self, block: BlockId) -> None:
         """Take a block out. Raises KeyError."""

@@ -8,12 +8,13 @@ while their shadow has had clearly more hits of late; otherwise it is LRU, to th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.eviction.runs import RunQueues
 
 if TYPE_CHECKING:
-    from headrace.core.kvcache.eviction.marks import Kind, Mark
+    from headrace.core.kvcache.eviction.marks import Kind
     from headrace.core.kvcache.eviction.odds import ReuseOdds
     from headrace.core.kvcache.eviction.runs import Run
     from headrace.types import Seconds
@@ -29,8 +30,24 @@ LRU or of its misses, whichever are fewer."""
 MIN_HITS = 64.0
 """Hits of LRU and odds apart before they are compared."""
 
+SLICE = 128
+"""Uses and releases that shadows live through with one event: long prompts cost no step more."""
+MAX_BACKLOG = 65_536
+"""Of these that may wait."""
+
 _AGE_EVERY = 256
 _KEPT = 0.5 ** (_AGE_EVERY / HALF_LIFE)
+
+
+class _Use(NamedTuple):
+    digest: bytes
+
+
+class _Release(NamedTuple):
+    digest: bytes
+    kind: Kind
+    visit: int
+    at: Seconds
 
 
 class Guard:
@@ -41,25 +58,35 @@ class Guard:
         capacity = num_blocks // self._one_in
         self._by_age = _Shadow(capacity, None)
         self._by_odds = _Shadow(capacity, odds)
+        self._backlog: deque[_Use | _Release] = deque()
         self._num_uses = 0
         self._num_recent = 0.0  # the same, old ones counting less
         self.follows_odds = False
 
-    def used(self, mark: Mark) -> None:
+    def used(self, digest: bytes) -> None:
         """Content was found or computed."""
-        if not self._is_sampled(mark.digest):
-            return
-        self._by_age.use(mark.digest)
-        self._by_odds.use(mark.digest)
-        self._num_uses += 1
-        if self._num_uses % _AGE_EVERY == 0:
-            self._judge()
+        if self._is_sampled(digest):
+            self._backlog.append(_Use(digest))
 
-    def released(self, mark: Mark, kind: Kind, now: Seconds) -> None:
+    def released(self, digest: bytes, kind: Kind, visit: int, now: Seconds) -> None:
         """Content is in use no more."""
-        if self._is_sampled(mark.digest):
-            self._by_age.release(mark, kind, now)
-            self._by_odds.release(mark, kind, now)
+        if self._is_sampled(digest):
+            self._backlog.append(_Release(digest, kind, visit, now))
+
+    def work(self) -> None:
+        """Let the shadows live through a slice of what was told."""
+        backlog = self._backlog
+        for _ in range(min(len(backlog), max(SLICE, len(backlog) - MAX_BACKLOG))):
+            told = backlog.popleft()
+            if isinstance(told, _Release):
+                self._by_age.release(told)
+                self._by_odds.release(told)
+                continue
+            self._by_age.use(told.digest)
+            self._by_odds.use(told.digest)
+            self._num_uses += 1
+            if self._num_uses % _AGE_EVERY == 0:
+                self._judge()
 
     def _is_sampled(self, digest: bytes) -> bool:
         return (digest[-1] << 8 | digest[-2]) % self._one_in == 0
@@ -96,11 +123,12 @@ class _Shadow:
             self.hits += 1
         self._in_use.add(digest)
 
-    def release(self, mark: Mark, kind: Kind, now: Seconds) -> None:
-        if mark.digest not in self._in_use:
+    def release(self, told: _Release) -> None:
+        digest, kind, visit, now = told
+        if digest not in self._in_use:
             return
-        self._in_use.remove(mark.digest)
-        self._free.add(mark.digest, kind, mark.visit.number, now)
+        self._in_use.remove(digest)
+        self._free.add(digest, kind, visit, now)
         while self._free and len(self._in_use) + len(self._free) > self._capacity:
             self._free.pop_from(self._victim(now))
 

@@ -46,6 +46,9 @@ class LruOrder:
         self._previous[block], self._next[block] = newest, ring
         self._size += 1
 
+    def work(self) -> None:
+        """Nothing to learn."""
+
     def remove(self, block: BlockId) -> None:
         """Unlink a block. Raises KeyError if it is not linked."""
         before, after = self._previous[block], self._next[block]

@@ -33,6 +33,10 @@ class EvictionOrder(Protocol):
         """A block that is in use no more."""
         ...
 
+    def work(self) -> None:
+        """Do a bounded part of what was put off, once for each event."""
+        ...
+
     def remove(self, block: BlockId) -> None:
         """A block that is in use again, or goes to another order. Raises KeyError."""
         ...
