@@ -139,8 +139,8 @@ class KVCache:
     def copy_cached(self, table: BlockTable, step: StepId) -> PartialHit | None:
         """Append a copy of the cached block that begins like the table's next one.
 
-        The copy is made in ``step``; until that is done, a fence keeps the source. Its last token is
-        never taken, so that the next one to be computed has a place in it.
+        The copy is made in ``step``; until that is done, a fence keeps the source. Its last token
+        is never taken, so that the next one to be computed has a place in it.
         """
         if not self._share_partial or self.num_free < 2:  # the source may be a free one
             return None
