@@ -11,7 +11,7 @@ from playing import rehearsal, request_of
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.door import LEAST_WAIT, SURE_AFTER
 from headrace.testing.engines import simulated_engine
-from headrace.types import RequestId
+from headrace.types import FinishReason, RequestId
 
 if TYPE_CHECKING:
     from headrace.testing.rehearsal import Rehearsal
@@ -38,10 +38,11 @@ def test_what_would_come_too_late_is_refused_with_the_predicted_time_and_when_to
     assert reject.retry_after >= LEAST_WAIT
 
 
-def test_a_deadline_before_the_first_token_is_refused_too():
+def test_a_deadline_alone_refuses_nobody():
     engine = experienced()
-    engine.play([(5.02, request_of("late", 64, 4, deadline=5.03))], until=5.025)
-    assert engine.stories[RequestId("late")].reject is not None
+    engine.play([(5.02, request_of("late", 64, 4, deadline=5.03))])
+    story = engine.stories[RequestId("late")]
+    assert (story.reject, story.finish) == (None, FinishReason.DEADLINE)
 
 
 def test_what_can_be_in_time_and_what_asks_for_nothing_comes_in():

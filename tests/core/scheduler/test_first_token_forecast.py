@@ -9,13 +9,14 @@ import pytest
 from playing import Arrival, poisson, quantile, rehearsal, request_of
 
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.door import Door
 from headrace.core.scheduler.events import Submit
-from headrace.core.scheduler.forecast import Forecast
 from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     import random
 
+    from headrace.core.scheduler.sequence import Sequence
     from headrace.testing.rehearsal import Rehearsal
     from headrace.types import Request
 
@@ -34,17 +35,12 @@ def played(load: list[Arrival], *, num_blocks: int = 2048, **settings: object) -
 def errors(monkeypatch: pytest.MonkeyPatch, load: list[Arrival], **settings: object) -> list[float]:
     """Relative errors of what is forecast when each request comes."""
     said: dict[str, float] = {}
-    first_token = Forecast.first_token
 
-    def noting(self: Forecast, sequence: object) -> float:
-        seconds = first_token(self, sequence)  # type: ignore[arg-type]
-        said[sequence.request.id] = seconds  # type: ignore[attr-defined]
-        return seconds
+    def noting(self: Door, sequence: Sequence, now: float) -> None:
+        said[sequence.request.id] = self.forecast.first_token(sequence)
 
-    monkeypatch.setattr(Forecast, "first_token", noting)
-    # Targets without a meaning, late enough for everybody: so that everybody is asked about.
-    asking = [(at, replace(request, deadline=1e6)) for at, request in load]
-    stories = played(asking, **settings).stories
+    monkeypatch.setattr(Door, "_too_late", noting)
+    stories = played(load, **settings).stories
     return [abs(said[s.request.id] - s.ttft) / s.ttft for s in stories.values() if s.arrived > 5]
 
 

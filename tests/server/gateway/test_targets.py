@@ -64,6 +64,7 @@ async def test_targets_of_body_or_header_reach_the_engine(text: TextModel, path:
         request, _ = await asked(served, {"timeout": 5, "deadline_ms": 9000}, path)
         assert request.deadline is not None
         assert request.deadline <= served.clock.now() + 5, "the sooner one counts"
+        assert request.first_token_by is not None, "an answer in time begins in time"
         request, _ = await asked(served, None, path)
         assert (request.first_token_by, request.itl, request.weight) == (None, None, 1.0)
         assert request.priority is STANDARD

@@ -77,16 +77,19 @@ class Door:
         sequence.latest_start = latest_start(request, order, now=now, work=work)
 
     def _too_late(self, sequence: Sequence, now: Seconds) -> Reject | None:
-        """Refuse what asks for a first token or an end sooner than it can come."""
+        """Refuse what asks for its first token sooner than it can come.
+
+        A deadline alone asks for nothing: it may be no more than a server's longest patience.
+        """
         request, model = sequence.request, self._scheduler.pace.model
-        wanted = [t for t in (request.first_token_by, request.deadline) if t is not None]
-        if not self._config.refuse_late or not wanted or model.num_observations < SURE_AFTER:
+        wanted = request.first_token_by
+        if not self._config.refuse_late or wanted is None or model.num_observations < SURE_AFTER:
             return None
         predicted = self.forecast.first_token(sequence)
-        late = now + predicted - min(wanted)
+        late = now + predicted - wanted
         if late <= 0:
             return None
-        asked = max(min(wanted) - now, 0.0)
+        asked = max(wanted - now, 0.0)
         reason = (
             f"the first token would come in about {predicted:.2f} s, and is wanted in "
             f"{asked:.2f} s; ask again later, or for less"

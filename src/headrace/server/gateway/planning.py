@@ -64,6 +64,7 @@ def draft_for(
 ) -> Draft:
     """Return the draft of a request that may take ``timeout`` seconds, or its own deadline."""
     ttft, itl, deadline = urgency.targets
+    first = min((each for each in (ttft, deadline) if each is not None), default=None)
     return Draft(
         id=id,
         seed=seed,
@@ -71,7 +72,7 @@ def draft_for(
         tenant=principal.tenant,
         weight=principal.weight,
         priority=urgency.priority,
-        first_token_by=None if ttft is None else arrived_at + ttft,
+        first_token_by=None if first is None else arrived_at + first,
         itl=itl,
     )
 
