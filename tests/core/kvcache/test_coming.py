@@ -117,3 +117,61 @@ def test_a_sequence_is_not_waited_for_where_nothing_is_shared():
     maker, waiting = nine_of(0), nine_of(0)
     coming.announce(maker.digest(0), maker)
     assert not coming.awaits(waiting)
+
+
+def long_waiter(kv: KVCache, maker: BlockTable) -> BlockTable:
+    """Has all of a maker's prompt in common with it, and knows its digests."""
+    waiter = table_of(*range(20), 99)
+    for index in range(5):
+        waiter.digest(index)
+        maker.digest(index)
+    assert kv.coming.awaits(waiter)
+    return waiter
+
+
+def under_way(urgency: int = 0) -> tuple[KVCache, BlockTable]:
+    """A sequence is computing the first block of a longer prompt."""
+    kv = KVCache(num_blocks=32, block_size=SIZE)
+    maker = table_of(*range(21), urgency=urgency)
+    assert kv.grow(maker, 4)
+    return kv, maker
+
+
+def test_whoever_knows_its_digests_waits_for_all_that_it_has_in_common():
+    kv, maker = under_way()
+    waiter = long_waiter(kv, maker)
+    assert waiter.awaits == maker.digest(4)
+    for end in range(4, 20, 4):
+        kv.grow(maker, end + 4)
+        kv.publish(maker, end)
+        assert kv.coming.take_settled() == []
+    kv.publish(maker, 20)
+    assert kv.coming.take_settled() == [maker.digest(4)]
+
+
+def test_who_parts_earlier_waits_for_less():
+    kv, maker = under_way()
+    waiter = table_of(*range(9), 50, 51, 52, 53)
+    for table in (maker, waiter):
+        table.digest(2)
+    assert kv.coming.awaits(waiter)
+    assert waiter.awaits == maker.digest(1)
+
+
+def test_what_a_maker_would_have_come_to_is_settled_when_it_leaves():
+    kv, maker = under_way()
+    waiter = long_waiter(kv, maker)
+    kv.release(maker, after=None)
+    assert kv.coming.take_settled() == [waiter.awaits]
+
+
+def test_what_a_maker_finds_cached_is_settled():
+    kv, maker = under_way()
+    waiter = long_waiter(kv, maker)
+    other = table_of(*range(21))
+    kv.grow(other, 20)
+    kv.publish(other, 20)
+    kv.publish(maker, 4)
+    assert kv.coming.take_settled() == []
+    assert kv.take_cached(maker) == 16
+    assert kv.coming.take_settled() == [waiter.awaits]

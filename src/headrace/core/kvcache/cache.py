@@ -131,8 +131,10 @@ class KVCache:
             self.ledger.share(block)
             found.append(block)
         if found:
+            start = len(table.blocks)
             table.blocks += tuple(found)
             table.num_published = len(table.blocks)
+            self.coming.found(table, start)
         self.evictor.found(table, found)
         return len(found) * self.block_size
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.step import Step
     from headrace.types import Seconds, TokenId, Tokens
 
-MARGIN = 1.2
-"""How many times its cost a draft must be worth: chances are estimates."""
+MARGIN = 2.0
+"""How many times its cost a draft must be worth: chances are estimates, and the first positions
+beyond one cost more than a straight line says."""
 
 ENTER_PER_STEP = 1024
 """Tokens that enter indexes in one step, of all sequences: about half a millisecond."""
