@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.sequence import Sequence
     from headrace.types import Seconds, SequenceId, Tokens
 
-_ID_BITS = 48  # more sequences than an engine lives to see
+_ID_BITS = 20  # of a place: ties are between sequences that are not a million apart
+_START_BITS = 40  # of a place: milliseconds, 17 years either way; all of it fits 64 bits
 
 
 class _Line:
@@ -48,7 +49,7 @@ class _Line:
 class WaitingQueue:
     """Requests that hold no blocks. ``num_tokens`` counts what all of them have to compute.
 
-    The ``evictor`` is told who waits: by class, and in a class in order of arrival.
+    The ``evictor`` is told who waits: by class, and in a class by latest start and arrival.
     """
 
     def __init__(self, evictor: Evictor) -> None:
@@ -81,7 +82,7 @@ class WaitingQueue:
         self._waiting[sequence.id] = sequence
         self._num_in_rank[sequence.rank] += 1
         self.num_tokens += len(sequence.tokens)
-        self._evictor.expect(sequence.table, sequence.rank << _ID_BITS | sequence.id)
+        self._evictor.expect(sequence.table, _place(sequence))
         self._line_up(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -209,3 +210,11 @@ class WaitingQueue:
             heapify(line.heap)
         sequence.is_queued = True
         heappush(line.heap, (sequence.latest_start, sequence.id, sequence))
+
+
+def _place(sequence: Sequence) -> int:
+    """Return a number that orders by class, latest start and arrival; tenants not told apart."""
+    start = int(1000 * sequence.latest_start) + (1 << _START_BITS - 1)
+    start = min(max(start, 0), (1 << _START_BITS) - 1)
+    number = sequence.id & (1 << _ID_BITS) - 1
+    return (sequence.rank << _START_BITS | start) << _ID_BITS | number
