@@ -17,18 +17,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
+from headrace.bench.environment import describe_environment
 from headrace.cli.executors import executor_builder
 from headrace.clock import MonotonicClock
 from headrace.server.engine import serve_engine
@@ -254,7 +256,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(dir=arguments.directory))
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    words = ["python benchmarks/micro/kv_tiers.py", *(w for w in sys.argv[1:] if "/" not in w)]
+    environment = msgspec.to_builtins(describe_environment(words))
+    results: dict[str, Any] = {"environment": environment}
     try:
         if arguments.bandwidth:
             results["bandwidth"] = bandwidth(directory / "bandwidth")
