@@ -58,9 +58,6 @@ if TYPE_CHECKING:
     from headrace.server.settings import EngineProcess, EngineSettings
     from headrace.types import Seconds
 
-GC_THRESHOLDS = (50_000, 20, 100)
-"""Cycles are few, and a full look takes 0.1 s when 10,000 requests wait: it is taken seldom."""
-
 WATCH_SECONDS = 1.0
 """How often the engine looks whether its step still moves."""
 
@@ -293,7 +290,6 @@ async def serve_engine(
     spec = starting.result()
     gc.collect()
     gc.freeze()  # what is here now stays: collections need not look at it again
-    gc.set_threshold(*GC_THRESHOLDS)
     report(Ready(model=spec.model_identity, kv_tokens=spec.num_blocks * spec.block_size))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, engine.write_journal, "somebody asked for it")
