@@ -41,7 +41,7 @@ def test_of_what_is_wanted_the_latest_goes_first_and_its_tail_before_its_beginni
     cache.kv.evictor.advance(3.0)
     names = [
         next(n for n in (10, 11, 20, 21, 30, 31) if cache.kv.index.find(chain_of((n,))[0]) == block)
-        for block in cache.kv.evictor.next_victims(6)
+        for block in list(cache.kv.evictor.victims())[:6]
     ]
     assert names == [11, 10, 31, 30, 21, 20]
 
@@ -63,13 +63,13 @@ def test_who_no_longer_waits_leaves_a_chains_tail_in_front_of_its_beginning():
     cache = Cache(4, EvictionConfig())
     table = table_of(Ask(0.0, (10, 11, 12)))
     cache.serve(Ask(0.0, (10, 11, 12)))
-    before = cache.kv.evictor.next_victims(3)
+    before = list(cache.kv.evictor.victims())[:3]
     for _ in range(2):
         cache.kv.evictor.expect(table, rank=0)
         cache.kv.evictor.advance(1.0)
         cache.kv.evictor.forget(table)
         cache.kv.evictor.advance(2.0)
-        assert cache.kv.evictor.next_victims(3) == before
+        assert list(cache.kv.evictor.victims())[:3] == before
 
 
 def test_content_that_is_computed_while_it_is_wanted_is_kept():

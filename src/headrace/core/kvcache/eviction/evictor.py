@@ -14,7 +14,6 @@ it is; it moves nothing and computes no content.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.eviction.config import FORESIGHT, EvictionConfig
@@ -179,10 +178,6 @@ class Evictor:
         yield from levels.plain.victims(self._now)
         yield from levels.wanted.victims()
         yield from levels.pins.victims()
-
-    def next_victims(self, n: int) -> list[BlockId]:
-        """Return the first ``n`` of them. O(n log n) and a look at every run of blocks."""
-        return list(islice(self.victims(), n))
 
     def figures(self) -> EvictionFigures:
         """Return what happened so far."""
