@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.costs.step_model import (
+    MAX_SPREAD,
     StepCoefficients,
     StepLoad,
     StepModel,
@@ -68,6 +69,30 @@ def test_it_follows_a_device_that_becomes_slower():
         model.observe(load, 2 * seconds)
     load = StepLoad(128, 16, 4000, num_pairs(0, 128))
     assert model.seconds(load) == pytest.approx(2 * TRUTH.of(load), rel=0.1)
+
+
+def test_nine_of_ten_steps_keep_the_spread():
+    model = StepModel(calibration=mixed_steps(300))
+    rng = random.Random(5)
+    kept = []
+    for load, seconds in mixed_steps(3000, seed=6):
+        slow = seconds * (1.25 if rng.random() < 0.3 else 0.9)
+        kept.append(slow <= model.spread * model.seconds(load))
+        model.observe(load, slow)
+    assert 0.85 < sum(kept[300:]) / len(kept[300:]) < 0.95
+
+
+def test_steps_as_predicted_have_no_spread_and_one_hiccup_makes_little():
+    model = StepModel(TRUTH)
+    load = StepLoad(decodes=16, context=4000)
+    for _ in range(200):
+        model.observe(load, TRUTH.of(load))
+    assert model.spread == 1.0
+    model.observe(load, 50 * TRUTH.of(load))
+    assert model.spread < 1.02
+    for _ in range(500):
+        model.observe(load, 50 * TRUTH.of(load))
+        assert model.spread <= MAX_SPREAD
 
 
 def test_one_hiccup_hardly_matters():

@@ -42,6 +42,15 @@ def test_a_chunk_fills_what_the_target_leaves():
     assert PACE.predicted(step) == pytest.approx(AIM * 0.1)
 
 
+def test_where_steps_spread_they_are_planned_shorter():
+    pace = Pace(StepModel(COSTS))
+    pace.model.spread = 1.25
+    step = step_of(decodes=10)
+    pace.begin(step, 0.1)
+    pace.add_chunk(step, 0, pace.chunk(step, 0))
+    assert pace.predicted(step) == pytest.approx(0.08)
+
+
 def test_without_a_target_only_the_budget_counts():
     step = step_of(decodes=10)
     PACE.begin(step, UNLIMITED)

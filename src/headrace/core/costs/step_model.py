@@ -37,6 +37,9 @@ EVIDENT = 10.0  # times the prior's weight: from there on a feature's cost becom
 FOLLOW = 0.2  # of the way that the prior then goes at each solution
 OUTLIER = 3.0  # a step that takes so many times what was predicted counts as that many
 SHORTEST: Seconds = 1e-6
+LATE = 0.1  # of all steps may take longer than ``spread`` says
+SPREAD_STEP = 0.02  # by which one step moves it: about 100 steps are felt
+MAX_SPREAD = 1.3
 
 
 class StepLoad(NamedTuple):
@@ -88,7 +91,9 @@ PRIOR = StepCoefficients()
 
 
 class StepModel:
-    """The fit of one executor. ``error`` is its usual relative error, known before each fit."""
+    """The fit of one executor. ``error`` is its usual relative error, known before each fit;
+    ``spread`` what a step takes at most, but for one in ten, in multiples of what was predicted.
+    """
 
     def __init__(
         self,
@@ -97,13 +102,14 @@ class StepModel:
     ) -> None:
         self.coefficients = prior
         self.error: float | None = None
+        self.spread = 1.0
         self.num_observations = 0
         self._prior = prior
         self._squares = [[0.0] * 5 for _ in range(5)]
         self._products = [0.0] * 5
         for load, seconds in calibration:
             self.observe(load, seconds)
-        self.error = None  # of a prior is of no interest
+        self.error, self.spread = None, 1.0  # of a prior are of no interest
 
     def seconds(self, load: StepLoad) -> Seconds:
         """Predict how long a step takes."""
@@ -134,6 +140,7 @@ class StepModel:
         if self.num_observations > SETTLED:
             seconds = min(seconds, OUTLIER * predicted)
         self._note_error(abs(predicted - seconds) / seconds)
+        self._note_spread(seconds / predicted)
         self.num_observations += 1
         weight = 1.0 / seconds  # between absolute and relative errors
         features = load.features()
@@ -149,6 +156,11 @@ class StepModel:
 
     def _note_error(self, error: float) -> None:
         self.error = error if self.error is None else 0.95 * self.error + 0.05 * error
+
+    def _note_spread(self, ratio: float) -> None:
+        """Follow a quantile (stochastic approximation, Robbins and Monro 1951)."""
+        move = 1 - LATE if ratio > self.spread else -LATE
+        self.spread = min(max(self.spread + SPREAD_STEP * move, 1.0), MAX_SPREAD)
 
     def _solve(self) -> StepCoefficients:
         """Return the least-squares coefficients, those held at 0 that would be negative."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.core.costs.step_model import StepLoad
-from headrace.core.scheduler.pacing import AIM, UNLIMITED
+from headrace.core.scheduler.pacing import UNLIMITED
 
 if TYPE_CHECKING:
     from headrace.core.scheduler.scheduler import Scheduler
@@ -49,7 +49,7 @@ class Forecast:
         decoding = StepLoad(decodes=len(decodes), context=sum(s.num_computed for s in decodes))
         step = model.seconds(decoding)
         target = min((s.target for s in decodes if not s.yields), default=UNLIMITED)
-        share = 1.0 if target == UNLIMITED else max(AIM - step / target, MIN_SHARE)
+        share = 1.0 if target == UNLIMITED else max(scheduler.pace.aim - step / target, MIN_SHARE)
         cached = scheduler.kv.survey.num_cached(sequence.table) * scheduler.kv.block_size
         own = model.recompute_seconds(len(sequence.tokens) - cached, cached) / share
         num_ahead, tokens = scheduler.waiting.ahead_of(sequence)
