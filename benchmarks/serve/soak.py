@@ -7,6 +7,10 @@ settings, a tenth of the clients going away in the middle. Meanwhile memory, fil
 processes of the server's tree are sampled. Fails (exit 1) on any error, on a KV block still used
 when all is quiet, on a file descriptor or process more than after the warm-up, and on memory
 that grows faster than --max-slope after the first fifth of the time.
+
+The warm-up lasts until the KV cache has been in use whole: its pages cost nothing before they are
+touched, so until then memory grows without a leak. A warm-up that does not get there in
+--fill-seconds is a fault, for the slope would say nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import re
 import shlex
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +47,7 @@ OUTPUT_TOKENS = (1, 8, 32, 96)
 SETTLE_S = 15.0  # what the server gets to become quiet
 SAMPLE_EVERY_S = 5.0
 WARMUP_SHARE = 0.2
+NEARLY_ALL = 0.99  # of the KV blocks: one is always just given back
 GOING_AWAY_S = (0.02, 1.5)  # when the client of a whole answer goes away
 SAMPLING: tuple[dict[str, JsonValue], ...] = (
     {"temperature": 0.0},
@@ -82,6 +88,7 @@ class Result:
     command: Sequence[str]
     summary: Summary
     gone: int
+    filled_s: float | None  # until the KV cache had been in use whole; None: never, or not asked
     quiet_before: Point
     quiet_after: Point
     rss_slope_mb_per_min: float
@@ -140,10 +147,11 @@ class Users:
 class Observer:
     """Looks at the server from outside."""
 
-    def __init__(self, *, server: Server, client: Client, metric: str) -> None:
+    def __init__(self, *, server: Server, client: Client, metric: str, empty_metric: str) -> None:
         self._server = server
         self._client = client
         self._metric = metric
+        self._empty_metric = empty_metric
         self._clock = MonotonicClock()
         self._origin = self._clock.now()
 
@@ -162,6 +170,15 @@ class Observer:
         while True:
             await asyncio.sleep(SAMPLE_EVERY_S)
             points.append(await self.look())
+
+    async def has_been_full(self) -> bool:
+        """Whether the KV cache is in use whole (True if nobody says how to tell)."""
+        if not self._empty_metric:
+            return True
+        text = (await self._client.get("/metrics")).decode()
+        empty = read_metric(text, self._empty_metric)
+        total = read_metric(text, self._empty_metric.partition("{")[0])
+        return bool(total) and empty is not None and empty <= (1 - NEARLY_ALL) * (total or 0.0)
 
     async def quiet(self) -> Point:
         """Wait until nothing is used any more, or for SETTLE_S; return what is there then."""
@@ -196,6 +213,25 @@ def slope_per_minute(times: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.asarray(times) / 60, np.asarray(values), 1)[0])
 
 
+async def warm_up(users: Users, observer: Observer, args: argparse.Namespace) -> float | None:
+    """Load the server until its KV cache has been in use whole; return how long it took.
+
+    Not less than --warm-seconds, nor more than --fill-seconds (None).
+    """
+    clock = MonotonicClock()
+    began = clock.now()
+    load = asyncio.create_task(users.run(number=args.users, until=began + args.fill_seconds))
+    await asyncio.sleep(args.warm_seconds)
+    is_full = await observer.has_been_full()
+    while not is_full and not load.done():
+        await asyncio.sleep(1.0)
+        is_full = await observer.has_been_full()
+    load.cancel()
+    with suppress(asyncio.CancelledError):
+        await load
+    return clock.now() - began if is_full else None
+
+
 def find_faults(
     result: Summary, before: Point, after: Point, slope: float, args: argparse.Namespace
 ) -> list[str]:
@@ -222,8 +258,10 @@ async def soak(server: Server, args: argparse.Namespace) -> Result:
     prompts = Prompts(count, args.seed, 1)
     warm = Soak()
     users = Users(client=client, prompts=prompts, cancel_share=0.1, soak=warm)
-    await users.run(number=args.users, until=clock.now() + args.warm_seconds)
-    observer = Observer(server=server, client=client, metric=args.kv_metric)
+    observer = Observer(
+        server=server, client=client, metric=args.kv_metric, empty_metric=args.empty_metric
+    )
+    filled_s = await warm_up(users, observer, args)
     before = await observer.quiet()
     found = Soak()
     users = Users(client=client, prompts=prompts, cancel_share=args.cancel, soak=found)
@@ -233,7 +271,11 @@ async def soak(server: Server, args: argparse.Namespace) -> Result:
     finally:
         watching.cancel()
     after = await observer.quiet()
-    return judge(server, args, found, before=before, after=after)
+    result = judge(server, args, found, before=before, after=after)
+    if filled_s is not None:
+        return replace(result, filled_s=filled_s)
+    fault = f"the KV cache has not been in use whole after {args.fill_seconds:g} s (--fill-seconds)"
+    return replace(result, faults=[*result.faults, fault])
 
 
 def judge(
@@ -250,6 +292,7 @@ def judge(
         command=[Path(word).name for word in server.spec.command],
         summary=summary,
         gone=found.gone,
+        filled_s=None,
         quiet_before=before,
         quiet_after=after,
         rss_slope_mb_per_min=rss,
@@ -289,9 +332,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--ready-path", default="/ready")
     add("--minutes", type=float, default=5.0)
     add("--warm-seconds", type=float, default=20.0, help="load before anything is judged")
+    add("--fill-seconds", type=float, default=300.0, help="for the KV cache to be in use whole")
     add("--users", type=int, default=16)
     add("--cancel", type=float, default=0.1, help="share of clients that go away")
     add("--kv-metric", default='headrace_kv_blocks{state="used"}', help="'' for none")
+    add("--empty-metric", default='headrace_kv_blocks{state="empty"}', help="'' for none")
     add("--max-slope", type=float, default=2.0, help="MB of RSS a minute (default: 2)")
     add("--tokenizer", help="a tokenizer.json, for exact prompt lengths")
     add("--seed", type=int, default=1)

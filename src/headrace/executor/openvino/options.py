@@ -38,6 +38,7 @@ class OpenVinoOptions:
     stacks: tuple[Stack, ...] = (QKV,)  # matrices multiplied in one go
     pads_steps: bool | None = None  # compute more tokens where that takes less time
     profile: bool = False  # let OpenVINO time each operation
+    cached_kernels: int = 64  # kernels of past shapes kept, of each kind; OpenVINO's own is 5,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Choice:
     stacks: tuple[Stack, ...]
     pads_steps: bool
     profile: bool
+    cached_kernels: int
 
     @property
     def arithmetic(self) -> str:
@@ -87,4 +89,5 @@ def choose(options: OpenVinoOptions, cpu: Cpu, context_length: Tokens) -> Choice
         stacks=options.stacks,
         pads_steps=amx_unpacks if options.pads_steps is None else options.pads_steps,
         profile=options.profile,
+        cached_kernels=options.cached_kernels,
     )
