@@ -10,7 +10,7 @@ import openvino as ov
 from headrace.clock import MonotonicClock
 from headrace.errors import ConfigError, ExecutorFault, ModelTooLarge
 from headrace.executor.base import ExecutorSpec
-from headrace.executor.openvino.cpu import available_bytes, examine_cpu, return_free_memory
+from headrace.executor.openvino.cpu import available_bytes, examine_cpu
 from headrace.executor.openvino.executor import OpenVinoExecutor
 from headrace.executor.openvino.graph import LONGEST, VECTOR_INPUTS, build_graph, cache_name
 from headrace.executor.openvino.graphs import Graph, Graphs
@@ -96,7 +96,6 @@ def build_openvino_executor(
     executor.warm_up()
     for weights in all_weights:
         weights.release_pages()
-    return_free_memory()
     return executor
 
 

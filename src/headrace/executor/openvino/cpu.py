@@ -7,9 +7,7 @@ is compiled, and the kernel that was chosen for it tells.
 
 from __future__ import annotations
 
-import ctypes
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,12 +54,6 @@ def available_bytes() -> int:
     if limit is not None and used is not None:
         available = min(available, max(limit - used, 0))
     return available
-
-
-def return_free_memory() -> None:
-    """Give the system what the C allocator keeps after loading, some 40 MB; only glibc can."""
-    with suppress(AttributeError, OSError):  # musl, macOS, Windows
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bf16_kernel(core: ov.Core) -> str:
