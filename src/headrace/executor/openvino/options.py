@@ -38,7 +38,7 @@ class OpenVinoOptions:
     stacks: tuple[Stack, ...] = (QKV,)  # matrices multiplied in one go
     pads_steps: bool | None = None  # compute more tokens where that takes less time
     profile: bool = False  # let OpenVINO time each operation
-    cached_kernels: int = 64  # kernels of past shapes kept, of each kind; OpenVINO's own is 5,000
+    cached_kernels: int = 128  # kernels of past shapes kept, of each kind; OpenVINO's own is 5,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
