@@ -23,6 +23,7 @@ FORMS: Mapping[str, tuple[str, ...]] = {
     "stored": ("stored",),
     "dense": ("dense",),
     "both": ("stored", "dense"),
+    "int8": ("int8",),
 }
 """What ``engine.weight_form`` means: the forms in which weights are kept."""
 

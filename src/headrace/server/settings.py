@@ -97,8 +97,9 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weight_form: Annotated[
         str,
         Meta(
-            pattern="^(auto|stored|dense|both)$",
-            description="auto, stored (as in the file), dense (quicker in large batches), both",
+            pattern="^(auto|stored|dense|both|int8)$",
+            description="auto, stored (as in the file), dense (quicker in large batches), both, "
+            "int8 (quickest, less exact)",
         ),
     ] = AUTO
     max_num_seqs: Annotated[

@@ -56,3 +56,12 @@ def test_whatever_changes_results_changes_the_name_of_the_arithmetic():
         )
     }
     assert len(names) == 5
+
+
+def test_int8_weights_come_with_rounded_inputs_unless_told_otherwise():
+    cpu = Cpu(bf16=True, amx=False, num_cores=2)
+    forms = (WeightForm.INT8,)
+    assert choose(OpenVinoOptions(), cpu, 100).dynamic_quantization == 0
+    assert choose(OpenVinoOptions(weight_forms=forms), cpu, 100).dynamic_quantization == 32
+    off = OpenVinoOptions(weight_forms=forms, dynamic_quantization=0)
+    assert choose(off, cpu, 100).dynamic_quantization == 0

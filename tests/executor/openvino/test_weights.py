@@ -14,6 +14,7 @@ from headrace.executor.openvino.weights import (
     matrix_of,
     stacked,
     weights_of,
+    whole_zeros,
 )
 from headrace.model.tensors import GgufTensor, TensorKind, dequantize
 
@@ -102,6 +103,41 @@ def test_dense_form_unpacks_to_float16(kind: TensorKind):
     matrix = matrix_of(tensor, WeightForm.DENSE)
     assert matrix.storage is Storage.F16
     assert error_of(matrix, dequantize(tensor)) < 1 / 2000
+
+
+def test_int8_widens_values_so_that_whole_zero_points_are_near():
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((24, 512)).astype(np.float32) * 0.05
+    data = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1).view(np.uint8)
+    tensor = GgufTensor(name="w", kind=TensorKind.Q4_1, shape=values.shape, data=data.reshape(-1))
+    matrix = matrix_of(tensor, WeightForm.INT8)
+    assert matrix.storage is Storage.U8
+    assert whole_zeros(matrix) is not None
+    assert matrix.scales is not None
+    error = np.abs(weights_of(matrix) - dequantize(tensor)).reshape(24, 16, 32).max(-1)
+    steps = np.abs(dequantize(tensor)).reshape(24, 16, 32).max(-1) / 8
+    assert (error / steps).max() < 0.06
+    assert np.sqrt(((error / steps) ** 2).mean()) < 0.02
+
+
+@pytest.mark.parametrize("kind", [TensorKind.Q4_1, TensorKind.Q5_1, TensorKind.Q5_K])
+def test_int8_rounds_groups_on_one_side_of_zero_to_256_levels(kind: TensorKind):
+    tensor = tensor_of(kind)
+    matrix = matrix_of(tensor, WeightForm.INT8)
+    assert whole_zeros(matrix) is not None
+    assert error_of(matrix, dequantize(tensor)) < 1 / 250
+
+
+@pytest.mark.parametrize("kind", [TensorKind.Q4_0, TensorKind.Q8_0, TensorKind.Q6_K])
+def test_int8_leaves_what_has_no_zero_points(kind: TensorKind):
+    tensor = tensor_of(kind)
+    stored, int8 = (matrix_of(tensor, form) for form in (WeightForm.STORED, WeightForm.INT8))
+    assert (stored.values == int8.values).all()
+    assert stored.storage is int8.storage
+
+
+def test_zero_points_of_the_file_are_not_whole():
+    assert whole_zeros(matrix_of(tensor_of(TensorKind.Q5_1), WeightForm.STORED)) is None
 
 
 @pytest.mark.parametrize("kind", [*STORED, *REQUANTISED[:2]], ids=lambda kind: kind.name)

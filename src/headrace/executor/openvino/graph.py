@@ -21,7 +21,7 @@ import openvino.opset15 as op
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
 from headrace.executor.openvino.repack import GATE_UP, QKV
-from headrace.executor.openvino.weights import Matrix, Storage
+from headrace.executor.openvino.weights import Matrix, Storage, whole_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,9 +206,17 @@ def _unpacked(matrix: Matrix) -> Value:
     values = _shared(matrix.values, [outputs, groups, inputs // groups], _TYPES[matrix.storage])
     x = op.convert(values, "f32")
     if matrix.zeros is not None:
-        x = op.subtract(x, _shared(matrix.zeros, [outputs, groups, 1], ov.Type.f32))
+        x = op.subtract(x, _zeros(matrix, matrix.zeros, [outputs, groups, 1]))
     x = op.multiply(x, _shared(matrix.scales, [outputs, groups, 1], ov.Type.f32))
     return op.reshape(x, _constant([outputs, inputs], np.int64), False)
+
+
+def _zeros(matrix: Matrix, zeros: npt.NDArray[np.float32], shape: Sequence[int]) -> Value:
+    """Return zero points as f32; from bytes, where they are such: those int8 kernels know."""
+    whole = whole_zeros(matrix)
+    if whole is not None:
+        return op.convert(op.constant(whole.reshape(shape)), "f32")
+    return _shared(zeros, shape, ov.Type.f32)
 
 
 def _shared(array: npt.NDArray[Any], shape: Sequence[int], kind: ov.Type) -> Value:

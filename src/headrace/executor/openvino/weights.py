@@ -6,7 +6,8 @@ A quantised matrix becomes an *affine group* matrix: within a group of G neighbo
 
 which holds the blocks of a file exactly, up to float32 rounding. Zero points stay real numbers:
 rounding them to integers, which would let the plugin compute in int8, ruins Q4_1 files (a KL
-divergence of 0.30 on the check set), and rounding them to float16 is visible too.
+divergence of 0.30 on the check set), and rounding them to float16 is visible too. In 8 bits there
+is room for both: see ``widened``.
 
 Block layouts: ggml's ggml-common.h; checked in tests against the ``gguf`` package.
 Shape suffixes: O outputs, I inputs, N groups of a row, G inputs of a group.
@@ -33,6 +34,8 @@ F32: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.intp]
 
 _LARGEST_ZERO = 1e6  # beyond it the values of a group differ by less than float32 can tell
+_MOST_FACTORS = 255 // 15  # with which the values of 4 bits still fit a byte
+_LARGEST_SHIFT = 0.03  # of a zero point, in steps of the file: 256 levels are as good
 _FALLBACK_GROUP = 32  # inputs that share a scale when a kind is requantised to 8 bits
 
 
@@ -53,6 +56,7 @@ class WeightForm(StrEnum):
 
     STORED = "stored"  # they stay as the file has them
     DENSE = "dense"  # they are unpacked to float16: much memory
+    INT8 = "int8"  # they are widened to 8 bits, and inputs are rounded to 8 bits as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,46 @@ def matrix_of(tensor: GgufTensor, form: WeightForm, rows: Rows | None = None) ->
         return _requantised(_dequantized(tensor, rows))
     num_blocks = tensor.shape[1] // tensor.kind.block_values
     blocks = _rows_of(tensor, rows).reshape(tensor.shape[0], num_blocks, tensor.kind.block_bytes)
-    return unpack(blocks)
+    matrix = unpack(blocks)
+    return widened(matrix) if form is WeightForm.INT8 else matrix
+
+
+def widened(matrix: Matrix) -> Matrix:
+    """Return an affine matrix with 8-bit values and whole zero points, so that int8 can multiply.
+
+    A group's values are multiplied by a whole number k, and so stay exact; of all k that fit a
+    byte it takes the one for which ``k * zero`` is nearest to a whole number: zero points are then
+    off by 0.007 of a step (rms), where 4 bits would be off by 0.29. A group that has no such k
+    (its weights lie on one side of 0, say) is rounded to 256 levels. One without zero points
+    stays.
+    """
+    scales_ON, zeros_ON = matrix.scales, matrix.zeros
+    if scales_ON is None or zeros_ON is None:
+        return matrix
+    values_ONG = _numbers(matrix).reshape(*scales_ON.shape, -1)
+    factors_ON = _factors(values_ONG.max(-1), zeros_ON)
+    lost_ON = factors_ON == 0
+    if lost_ON.any():
+        weights_ONG = (values_ONG - zeros_ON[..., None]) * scales_ON[..., None]
+        low, high = np.minimum(weights_ONG.min(-1), 0), np.maximum(weights_ONG.max(-1), 0)
+        steps_ON = np.maximum((high - low) / np.float32(255), np.finfo(np.float32).tiny)
+        scales_ON = np.where(lost_ON, steps_ON, scales_ON)
+        zeros_ON = np.where(lost_ON, -low / steps_ON, zeros_ON)
+        levels_ONG = weights_ONG / steps_ON[..., None] + np.rint(zeros_ON)[..., None]
+        values_ONG = np.where(lost_ON[..., None], levels_ONG, values_ONG)
+        factors_ON = np.where(lost_ON, np.float32(1), factors_ON)
+    wide_ONG = np.clip(np.rint(values_ONG * factors_ON[..., None]), 0, 255).astype(np.uint8)
+    zeros_ON = np.rint(zeros_ON * factors_ON)
+    return _grouped(wide_ONG, scales_ON / factors_ON, Storage.U8, zeros_ON)
+
+
+def whole_zeros(matrix: Matrix) -> U8 | None:
+    """Return zero points that are bytes as such, None for others."""
+    zeros = matrix.zeros
+    if zeros is None or matrix.storage is not Storage.U8:
+        return None
+    whole = zeros.astype(np.uint8) if ((zeros >= 0) & (zeros <= 255)).all() else None
+    return whole if whole is not None and (whole == zeros).all() else None
 
 
 def weights_of(matrix: Matrix) -> F32:
@@ -182,6 +225,19 @@ def _affine(values_ONG: U8, scales_ON: F32, offsets_ON: F32, storage: Storage) -
         scales_ON = np.where(flat_ON, offsets_ON, scales_ON)
         values_ONG = np.where(flat_ON[..., None], np.uint8(0), values_ONG)
     return _grouped(values_ONG, scales_ON, storage, zeros_ON)
+
+
+def _factors(highest_ON: F32, zeros_ON: F32) -> F32:
+    """Return for each group the k of ``widened``, 0 for one that has none."""
+    least_ON = np.full(zeros_ON.shape, _LARGEST_SHIFT, np.float32)
+    factors_ON = np.zeros(zeros_ON.shape, np.float32)
+    for k in range(1, _MOST_FACTORS + 1):
+        whole_ON = np.rint(k * zeros_ON)
+        fits_ON = (k * highest_ON <= 255) & (whole_ON >= 0) & (whole_ON <= 255)
+        error_ON = np.where(fits_ON, np.abs(whole_ON / k - zeros_ON), np.inf)
+        factors_ON = np.where(error_ON < least_ON, np.float32(k), factors_ON)
+        least_ON = np.minimum(error_ON, least_ON)
+    return factors_ON
 
 
 def _grouped(
