@@ -41,7 +41,7 @@ class BlockPoolStates(RuleBasedStateMachine):
             expected = self.cached.pop(0)
             lost = [expected]
         self.evicted.clear()
-        assert self.pool.take() == expected
+        assert self.pool.take(1) == [expected]
         assert self.evicted == lost
         self.owners.append(expected)
 
@@ -49,7 +49,7 @@ class BlockPoolStates(RuleBasedStateMachine):
     @rule(data=st.data())
     def share(self, data: st.DataObject):
         block = data.draw(st.sampled_from([*self.owners, *self.cached]))
-        self.pool.share(BlockId(block))
+        self.pool.share([BlockId(block)])
         if block in self.cached:
             self.cached.remove(block)
         self.owners.append(block)
@@ -58,7 +58,7 @@ class BlockPoolStates(RuleBasedStateMachine):
     @rule(data=st.data(), keep=st.booleans())
     def give_back(self, data: st.DataObject, keep: bool):
         block = data.draw(st.sampled_from(self.owners))
-        self.pool.give_back(BlockId(block), keep=keep)
+        self.pool.give_back([BlockId(block)], kept=[block] if keep else ())
         self.owners.remove(block)
         if block not in self.owners:
             (self.cached if keep else self.blank).append(block)

@@ -86,7 +86,7 @@ class EvictorStates(RuleBasedStateMachine):
             if digest not in self.blocks:
                 break
             block = self.blocks[digest]
-            self.evictor.remove(block)
+            self.evictor.remove([block])
             self.kept = [kept for kept in self.kept if kept.block != block]
             found.append(block)
         table.blocks = tuple(found)
@@ -118,7 +118,7 @@ class EvictorStates(RuleBasedStateMachine):
             if until > pin:
                 pin, by = until, owner.tenant
         self.owners[block] = (tenant, depth, pin, by)
-        self.evictor.add(BlockId(block))
+        self.evictor.add([BlockId(block)])
         pins = [kept for kept in self.kept if kept.level == PINNED]
         mine = [kept for kept in pins if self.owners[kept.block][3] == by]
         if pin > self.now and len(mine) < self.max_pins:

@@ -35,9 +35,19 @@ class Work(NamedTuple):
 class KVCacheStates(RuleBasedStateMachine):
     """Tables grow, share, copy, end; steps are done in order, one or two behind."""
 
-    @initialize(num_blocks=st.integers(2, 12), share_partial=st.booleans())
-    def build(self, num_blocks: int, share_partial: bool):
-        self.kv = KVCache(num_blocks=num_blocks, block_size=SIZE, share_partial=share_partial)
+    @initialize(
+        num_blocks=st.integers(2, 12),
+        share_partial=st.booleans(),
+        slice_blocks=st.sampled_from([1, 2, 1024]),
+    )
+    def build(self, num_blocks: int, share_partial: bool, slice_blocks: int):
+        self.kv = KVCache(
+            num_blocks=num_blocks,
+            block_size=SIZE,
+            share_partial=share_partial,
+            slice_blocks=slice_blocks,
+        )
+        self.slice_blocks = slice_blocks
         self.num_blocks = num_blocks
         self.memory: dict[tuple[int, int], tuple[int, ...]] = {}
         self.tables: dict[BlockTable, int] = {}  # tokens computed or planned
@@ -62,9 +72,13 @@ class KVCacheStates(RuleBasedStateMachine):
         start, step = self.tables[table], StepId(self.num_steps)
         if start == len(table.tokens):
             table.tokens.append(start % 3)  # as if drawn
-        if start == len(table.blocks) * SIZE:
-            start = self.share(table, start, step)
+        if start == (len(table.blocks) - table.num_taken) * SIZE:
+            shared = self.share(table, start, step)
+            if shared is None:
+                return
+            start = shared
         self.tables[table] = start
+        self.kv.slices.regain(self.num_blocks)
         room = (len(table.blocks) + self.kv.num_free) * SIZE
         assert not self.kv.grow(table, room + 1)
         end = min(len(table.tokens), start + budget, room)
@@ -78,8 +92,13 @@ class KVCacheStates(RuleBasedStateMachine):
         self.in_flight.append(Work(step, table, end))
         self.num_steps += 1
 
-    def share(self, table: BlockTable, start: int, step: StepId) -> int:
+    def share(self, table: BlockTable, start: int, step: StepId) -> int | None:
+        num_blocks = len(table.blocks)
         gained = self.kv.take_cached(table)
+        assert len(table.blocks) <= num_blocks + self.slice_blocks
+        if gained is None:
+            assert self.kv.slices.are_due
+            return None
         start += gained
         assert start < len(table.tokens)
         if hit := self.kv.copy_cached(table, step):
@@ -103,6 +122,12 @@ class KVCacheStates(RuleBasedStateMachine):
         if table in self.tables:
             self.kv.publish(table, end)
 
+    @rule()
+    def go_on(self):
+        moved = self.kv.num_free
+        self.kv.slices.work(0.0)
+        assert abs(self.kv.num_free - moved) <= 2 * self.slice_blocks
+
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def end(self, data: st.DataObject):
@@ -119,9 +144,10 @@ class KVCacheStates(RuleBasedStateMachine):
         counts = self.kv.counts()
         held = Counter(block for table in self.tables for block in table.blocks)
         assert counts.total == self.num_blocks
-        assert counts.free + counts.held + counts.in_flight == counts.total
-        if not self.in_flight:
+        assert counts.free + counts.held == counts.total
+        if not counts.leaving:
             assert counts.held == len(held)
+        assert counts.leaving == 0 or self.in_flight or self.kv.slices.are_due
 
     @invariant()
     def changes_add_up_to_the_content(self):
@@ -153,6 +179,9 @@ class KVCacheStates(RuleBasedStateMachine):
             self.finish_step()
         for table in self.tables:
             self.kv.release(table, after=None)
+        for _ in range(self.num_blocks * self.num_blocks):
+            self.kv.slices.work(0.0)
+        assert not self.kv.slices.are_due
         assert self.kv.num_free == self.num_blocks
 
     def slot(self, table: BlockTable, position: int) -> tuple[int, int]:

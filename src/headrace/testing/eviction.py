@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from headrace.types import BlockId
 
@@ -21,15 +21,16 @@ class OldestFirst:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def add(self, block: BlockId) -> None:
-        """Append a block."""
-        self._blocks.append(block)
+    def add(self, blocks: Sequence[BlockId]) -> None:
+        """Append blocks."""
+        self._blocks.extend(blocks)
 
-    def remove(self, block: BlockId) -> None:
-        """Take a block out. Raises InvariantBroken if it is not there."""
-        if block not in self._blocks:
-            raise InvariantBroken(f"block {block} is free and holds nothing: it cannot be shared")
-        self._blocks.remove(block)
+    def remove(self, blocks: Sequence[BlockId]) -> None:
+        """Take blocks out. Raises InvariantBroken if one is not there."""
+        for block in blocks:
+            if block not in self._blocks:
+                raise InvariantBroken(f"block {block} is free and holds nothing: it is not shared")
+            self._blocks.remove(block)
 
     def pop(self) -> BlockId:
         """Take the oldest out."""

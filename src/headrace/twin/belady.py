@@ -45,20 +45,22 @@ class Belady:
         """A request has looked up what it can share."""
         self._begun.add(place)
 
-    def used(self, mark: Mark, now: Seconds) -> None:
+    def used(self, marks: Sequence[Mark], now: Seconds) -> None:
         """Nothing to learn."""
 
-    def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
-        """Take a block in."""
-        self._digests[block] = mark.digest
-        self._push(block, -mark.depth)
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], now: Seconds) -> None:
+        """Take blocks in."""
+        for block, mark in zip(blocks, marks, strict=True):
+            self._digests[block] = mark.digest
+            self._push(block, -mark.depth)
 
     def work(self) -> None:
         """Nothing was put off."""
 
-    def remove(self, block: BlockId) -> None:
-        """Take a block out. Raises KeyError."""
-        del self._entries[block]
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Take blocks out. Raises KeyError."""
+        for block in blocks:
+            del self._entries[block]
 
     def pop(self, now: Seconds) -> BlockId:
         """Take out what is used latest. Raises KeyError when there is nothing."""

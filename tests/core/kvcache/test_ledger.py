@@ -21,32 +21,30 @@ def books() -> tuple[BlockPool, BlockLedger]:
     return pool, BlockLedger(pool)
 
 
-def test_a_block_behind_a_fence_is_in_flight_until_it_opens():
+def test_a_block_is_held_until_its_last_holder_gives_it_back():
     pool, ledger = books()
-    block = ledger.take()
-    assert (ledger.num_held, ledger.num_in_flight) == (1, 0)
-    ledger.fence(block)
-    assert (ledger.num_held, ledger.num_in_flight) == (0, 1)
-    ledger.open(block, keep=False)
-    assert (pool.num_free, ledger.num_in_flight) == (NUM_BLOCKS, 0)
+    blocks = ledger.take(2)
+    ledger.share(blocks[:1])
+    assert (ledger.num_held, ledger.num_entries) == (2, 3)
+    ledger.give_back(blocks, kept=())
+    assert (pool.num_free, ledger.num_held, ledger.num_entries) == (NUM_BLOCKS - 1, 1, 1)
     assert ledger.is_balanced
 
 
 def test_a_block_that_the_pool_alone_handed_out_unbalances_the_books():
     pool, ledger = books()
-    pool.take()
+    pool.take(1)
     assert not ledger.is_balanced
 
 
 def test_giving_back_what_was_not_taken_is_told_and_breaks_nothing():
     pool, ledger = books()
-    block = ledger.take()
-    ledger.give_back(block, keep=False)
-    ledger.give_back(block, keep=False)
+    (block,) = ledger.take(1)
+    ledger.give_back((block,), kept=())
+    ledger.give_back((block,), kept=())
     assert not ledger.is_balanced
-    ledger.open(block, keep=False)
-    ledger.fence(block)
-    (misfit,) = ledger.audit({}, {})
+    ledger.give_back((block,), kept=())
+    (misfit,) = ledger.audit({})
     assert misfit == (block, False)
     assert ledger.is_balanced
     assert pool.num_free == NUM_BLOCKS - 1
@@ -55,39 +53,39 @@ def test_giving_back_what_was_not_taken_is_told_and_breaks_nothing():
 @pytest.mark.parametrize("how", ["forgotten", "taken behind our back", "free although in use"])
 def test_a_block_that_does_not_fit_is_never_handed_out_again(how: str):
     pool, ledger = books()
-    kept, odd = ledger.take(), ledger.take()
+    kept, odd = ledger.take(2)
     held = Counter({kept: 1})
     if how == "taken behind our back":
-        ledger.give_back(odd, keep=False)
-        pool.take()
+        ledger.give_back((odd,), kept=())
+        pool.take(1)
     elif how == "free although in use":
-        pool.give_back(odd, keep=False)
+        pool.give_back((odd,), kept=())
         held[odd] = 1
-    misfits = ledger.audit(held, {})
+    misfits = ledger.audit(held)
     assert misfits == [(odd, how == "free although in use")]
     assert ledger.num_quarantined == 1
     assert ledger.is_balanced
-    ledger.check_integrity(held, {})
-    handed_out = [ledger.take() for _ in range(pool.num_free)]
+    ledger.check_integrity(held)
+    handed_out = ledger.take(pool.num_free)
     assert len(handed_out) == NUM_BLOCKS - 2
     assert not {kept, odd} & set(handed_out)
 
 
 def test_a_quarantined_block_stays_with_its_holder_and_then_with_nobody():
     pool, ledger = books()
-    block = ledger.take()
-    pool.share(block)  # a reference that nobody answers for
-    ledger.audit({block: 1}, {})
+    (block,) = ledger.take(1)
+    pool.share((block,))  # a reference that nobody answers for
+    ledger.audit({block: 1})
     assert (ledger.num_held, ledger.num_quarantined) == (1, 1)
-    ledger.give_back(block, keep=True)
+    ledger.give_back((block,), kept=(block,))
     assert (ledger.num_held, ledger.num_quarantined, pool.num_free) == (0, 1, NUM_BLOCKS - 1)
     assert ledger.is_balanced
-    assert ledger.audit({}, {}) == []
+    assert ledger.audit({}) == []
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["take", "share", "fence", "drop", "open"]), st.integers(0, 50)),
+        st.tuples(st.sampled_from(["take", "share", "drop"]), st.integers(0, 50)),
         max_size=60,
     ),
     st.lists(st.integers(0, NUM_BLOCKS - 1), max_size=4),
@@ -97,37 +95,29 @@ def test_whatever_happens_the_books_balance_and_an_audit_makes_them(
 ):
     pool, ledger = books()
     held: Counter[BlockId] = Counter()
-    fenced: Counter[BlockId] = Counter()
     for what, number in steps:
-        in_tables, behind = sorted(held.elements()), sorted(fenced.elements())
-        if what == "take" and pool.num_free:
-            held[ledger.take()] += 1
-        elif what in ("share", "fence", "drop") and in_tables:
-            block = in_tables[number % len(in_tables)]
+        holders = sorted(held.elements())
+        if what == "take":
+            held.update(ledger.take(min(number % 3, pool.num_free)))
+        elif holders:
+            first = number % len(holders)
+            blocks = sorted({*holders[first : first + 3]})
             if what == "share":
-                ledger.share(block)
-                held[block] += 1
+                ledger.share(blocks)
+                held.update(blocks)
             else:
-                held -= Counter([block])
-                if what == "fence":
-                    ledger.fence(block)
-                    fenced[block] += 1
-                else:
-                    ledger.give_back(block, keep=False)
-        elif what == "open" and behind:
-            block = behind[number % len(behind)]
-            ledger.open(block, keep=False)
-            fenced -= Counter([block])
+                ledger.give_back(blocks, kept=())
+                held -= Counter(blocks)
         assert ledger.is_balanced
-        ledger.check_integrity(held, fenced)
+        ledger.check_integrity(held)
     for block in map(BlockId, harm):
         if pool.references(block):
-            pool.give_back(block, keep=False)
+            pool.give_back((block,), kept=())
         else:
             pool.withdraw(block)
-    harmed = {misfit.block for misfit in ledger.audit(held, fenced)}
+    harmed = {misfit.block for misfit in ledger.audit(held)}
     assert harmed <= set(harm)
     assert ledger.is_balanced
-    ledger.check_integrity(held, fenced)
-    free = {pool.take() for _ in range(pool.num_free)}
-    assert not free & {*harmed, *held, *fenced}
+    ledger.check_integrity(held)
+    free = set(pool.take(pool.num_free))
+    assert not free & {*harmed, *held}

@@ -140,7 +140,7 @@ def test_a_leak_found_while_idle_costs_its_blocks_and_not_the_engine():
     engine = engine_with()
     engine.submit(request_of("a", 8))
     engine.run_until_idle()
-    engine.core.scheduler.kv.ledger.take()
+    engine.core.scheduler.kv.ledger.take(1)
     engine.feed(Tick())
     assert [incident.num_blocks for incident in engine.incidents] == [1]
     engine.submit(request_of("b", 8))

@@ -225,10 +225,10 @@ def test_blocks_of_an_aborted_sequence_are_in_flight_until_its_step_is_done():
     engine.submit(request_of("goes", *range(8)))
     engine.abort(RequestId("goes"))
     counts = engine.core.scheduler.kv.counts()
-    assert (counts.free, counts.in_flight) == (6, 2)
+    assert (counts.free, counts.leaving) == (6, 2)
     engine.finish_step()
     counts = engine.core.scheduler.kv.counts()
-    assert (counts.free, counts.cached, counts.in_flight) == (8, 0, 0)
+    assert (counts.free, counts.cached, counts.leaving) == (8, 0, 0)
 
 
 def test_two_steps_in_flight_feed_a_token_that_is_not_known_yet():

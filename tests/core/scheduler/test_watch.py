@@ -68,7 +68,7 @@ def test_leaked_blocks_are_quarantined_and_service_goes_on(steps_in_flight: int)
     engine.submit(a)
     engine.submit(b)
     kv = engine.core.scheduler.kv
-    leaked = {kv.ledger.take(), kv.ledger.take()}
+    leaked = set(kv.ledger.take(2))
     engine.run_until_idle()
     (incident,) = engine.incidents
     assert incident.kind is IncidentKind.QUARANTINE
@@ -83,7 +83,7 @@ def test_leaked_blocks_are_quarantined_and_service_goes_on(steps_in_flight: int)
 def test_a_leak_is_found_when_the_engine_is_idle_even_without_audits():
     engine = engine_with(audit_steps=0)
     engine.submit(request_of("a"))
-    engine.core.scheduler.kv.ledger.take()
+    engine.core.scheduler.kv.ledger.take(1)
     with pytest.raises(InvariantBroken, match="1 references, 1"):  # the harness walks; we do not
         engine.finish_step()
     core = engine.core
@@ -96,13 +96,13 @@ def test_a_fence_that_never_opened_is_quarantined():
     engine = engine_with()
     engine.submit(request_of("a", max_tokens=30))
     kv = engine.core.scheduler.kv
-    block = kv.ledger.take()
-    kv._fence(engine.core.scheduler.in_flight[0].id, (block,))
+    (block,) = kv.ledger.take(1)
+    kv.slices.leaving.leave((block,), after=engine.core.scheduler.in_flight[0].id)
     engine.core.scheduler.kv.step_done = lambda step: None  # type: ignore[method-assign]
     engine.finish_step()
     assert [incident.num_blocks for incident in engine.incidents] == [1]
     assert kv.counts().quarantined == 1
-    assert kv.oldest_fence == float("inf")
+    assert kv.slices.leaving.oldest_fence == float("inf")
 
 
 def test_only_those_end_whose_blocks_others_may_have_written_into():
@@ -113,7 +113,7 @@ def test_only_those_end_whose_blocks_others_may_have_written_into():
     scheduler = engine.core.scheduler
     engine.finish_step()
     victim = scheduler.running.sequences[0]
-    scheduler.kv._pool.give_back(victim.table.blocks[-1], keep=False)  # free, and in use
+    scheduler.kv._pool.give_back(victim.table.blocks[-1:], kept=())  # free, and in use
     engine.run_until_idle()
     assert engine.finishes[a.id] is FinishReason.ERROR
     assert "1 requests end of it" in engine.outputs[a.id][-1].reason
@@ -167,7 +167,7 @@ def test_a_stall_names_the_blocker_sheds_it_and_serves_the_rest():
     engine.submit(small)
     kv = engine.core.scheduler.kv
     for _ in range(kv.num_free - 4):  # big fitted when it came, and never will again
-        kv.ledger.take()
+        kv.ledger.take(1)
     engine.run_until_idle()
     kinds = [incident.kind for incident in engine.incidents]
     assert kinds == [IncidentKind.QUARANTINE, IncidentKind.STALL]
@@ -184,7 +184,7 @@ def test_with_the_detector_off_a_stall_ends_the_engine_and_names_the_blocker():
     engine.submit(request_of("big", length=50, max_tokens=4))
     kv = engine.core.scheduler.kv
     for _ in range(kv.num_free):
-        kv.ledger.take()
+        kv.ledger.take(1)
     with pytest.raises(InvariantBroken, match=r"nothing can be planned: .* waits for free blocks"):
         engine.run_until_idle()
 
@@ -194,7 +194,7 @@ def test_what_no_longer_fits_is_refused_at_once():
     engine.submit(request_of("a"))
     kv = engine.core.scheduler.kv
     for _ in range(8):
-        kv.ledger.take()
+        kv.ledger.take(1)
     engine.run_until_idle()
     engine.submit(request_of("big", length=40))
     assert engine.rejects[RequestId("big")].code == "overloaded"

@@ -23,7 +23,7 @@ from headrace.errors import InvariantBroken
 from headrace.types import BlockId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Container, Iterator, Sequence
 
 
 class Evictable(Protocol):
@@ -33,12 +33,12 @@ class Evictable(Protocol):
         """How many they are."""
         ...
 
-    def add(self, block: BlockId) -> None:
-        """A block became free, its content is kept."""
+    def add(self, blocks: Sequence[BlockId]) -> None:
+        """Blocks became free, one after the other; their content is kept."""
         ...
 
-    def remove(self, block: BlockId) -> None:
-        """A block is used again. Raises InvariantBroken if it is not in the order."""
+    def remove(self, blocks: Sequence[BlockId]) -> None:
+        """Blocks are used again. Raises InvariantBroken if one is not in the order."""
         ...
 
     def pop(self) -> BlockId:
@@ -81,21 +81,12 @@ class BlockPool:
         """Return how many owners a block has."""
         return self._references[block]
 
-    def take(self) -> BlockId:
-        """Hand out a free block, with one reference. The caller has looked at ``num_free``."""
-        if self._blank:
-            block = self._blank.pop()
-        elif self._num_touched < self.num_blocks:
-            block = BlockId(self._num_touched)
-            self._num_touched += 1
-        elif self._num_cached:
-            block = self._cached.pop()
-            self._num_cached -= 1
-            self._evict(block)
-        else:
-            raise InvariantBroken(f"no free block: all {self.num_blocks} are referenced")
-        self._references[block] = 1
-        return block
+    def take(self, count: int) -> list[BlockId]:
+        """Hand out free blocks, with one reference each. The caller has looked at ``num_free``."""
+        blocks = [self._next() for _ in range(count)]
+        for block in blocks:
+            self._references[block] = 1
+        return blocks
 
     def withdraw(self, block: BlockId) -> None:
         """Hand out this free block, with one reference, whatever is in it. O(n): for accidents."""
@@ -105,31 +96,44 @@ class BlockPool:
         elif block in self._blank:
             self._blank.remove(block)
         else:
-            self._cached.remove(block)
+            self._cached.remove((block,))
             self._num_cached -= 1
             self._evict(block)
         self._references[block] = 1
 
-    def share(self, block: BlockId) -> None:
-        """Add a reference to a block, which may be free and cached."""
-        if not self._references[block]:
-            self._cached.remove(block)
-            self._num_cached -= 1
-        self._references[block] += 1
+    def share(self, blocks: Collection[BlockId]) -> None:
+        """Add a reference to different blocks, each of which may be free and cached."""
+        references = self._references
+        free = [block for block in blocks if not references[block]]
+        if free:
+            self._cached.remove(free)
+            self._num_cached -= len(free)
+        for block in blocks:
+            references[block] += 1
 
-    def give_back(self, block: BlockId, *, keep: bool) -> None:
-        """Drop a reference. With the last, the block is free; ``keep`` says: as a cached one."""
-        references = self._references[block] - 1
-        if references < 0:
-            raise InvariantBroken(f"block {block} was given back more often than it was taken")
-        self._references[block] = references
-        if references:
-            return
-        if keep:
-            self._cached.add(block)
-            self._num_cached += 1
-        else:
-            self._blank.append(block)
+    def give_back(
+        self, blocks: Collection[BlockId], kept: Container[BlockId]
+    ) -> Sequence[BlockId]:
+        """Drop a reference to each block; return those that had none.
+
+        With its last reference a block is free, if it is in ``kept``: as a cached one.
+        """
+        references = self._references
+        strangers: list[BlockId] = []
+        cached: list[BlockId] = []
+        for block in blocks:
+            left = references[block] - 1
+            if left > 0:
+                references[block] = left
+            elif left < 0:
+                strangers.append(block)
+            else:
+                references[block] = 0
+                (cached if block in kept else self._blank).append(block)
+        if cached:
+            self._cached.add(cached)
+            self._num_cached += len(cached)
+        return strangers
 
     def cached(self) -> list[BlockId]:
         """Return the free cached blocks, next to be evicted first. For tests and snapshots."""
@@ -157,3 +161,17 @@ class BlockPool:
                 f"{self.num_blocks - self._num_touched} untouched + {len(cached)} cached "
                 f"!= {self.num_blocks} blocks"
             )
+
+    def _next(self) -> BlockId:
+        """Take out the free block that is handed out first."""
+        if self._blank:
+            return self._blank.pop()
+        if self._num_touched < self.num_blocks:
+            self._num_touched += 1
+            return BlockId(self._num_touched - 1)
+        if not self._num_cached:
+            raise InvariantBroken(f"no free block: all {self.num_blocks} are referenced")
+        block = self._cached.pop()
+        self._num_cached -= 1
+        self._evict(block)
+        return block

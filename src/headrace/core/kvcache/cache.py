@@ -3,13 +3,16 @@
 A block is in exactly one state::
 
     free         may be handed out: blank, untouched or cached (blocks.py)
-    held         referenced by at least one table
-    in flight    referenced only by fences: its owners have ended, a step that touches it has not
+    held         referenced by at least one table, or leaving one (leaving.py): its owners have
+                 ended, but a step that touches it has not, or its turn has not come
     quarantined  its books were wrong: never handed out again (ledger.py)
 
-A **fence** keeps blocks until a step is done. Content is published, and so can be hit, only when
-the step that computed it is done; until then its digest is *coming*, and a sequence that wants
-the same content had better wait than compute it again.
+Content is published, and so can be hit, only when the step that computed it is done; until then
+its digest is *coming*, and a sequence that wants the same content had better wait than compute it
+again.
+
+Nothing takes longer for a longer prompt: tables take cached blocks in (taking.py) and give theirs
+back in **slices**, one with each event, as long as that takes.
 
 It knows no requests and decides no order: that is the scheduler's.
 """
@@ -18,7 +21,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.kvcache.blocks import BlockPool
@@ -26,14 +28,17 @@ from headrace.core.kvcache.chain import pack
 from headrace.core.kvcache.coming import Coming
 from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.kvcache.eviction.evictor import Evictor
+from headrace.core.kvcache.leaving import Leaving
 from headrace.core.kvcache.ledger import BlockLedger
 from headrace.core.kvcache.prefix import Content, PrefixIndex
+from headrace.core.kvcache.slices import Slices
 from headrace.core.kvcache.survey import Survey
+from headrace.core.kvcache.taking import Taking
 from headrace.core.kvcache.tiers import NoTiers
 from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Container, Iterable
 
     from headrace.core.kvcache.ledger import Misfit
     from headrace.core.kvcache.table import BlockTable
@@ -43,6 +48,10 @@ if TYPE_CHECKING:
 MIN_PARTIAL = 4
 """Tokens that a copied block must save: computing fewer costs about what the copy does."""
 
+SLICE = 1024
+"""Blocks that a table takes in or gives back at once. Either takes about 0.5 us a block
+(benchmarks/micro/long_prompt.py), and in one event both may happen: together 1 ms."""
+
 _EVICTION = EvictionConfig()
 
 
@@ -50,15 +59,15 @@ _EVICTION = EvictionConfig()
 class BlockCounts:
     """How many blocks are in which state.
 
-    ``free + held + in_flight + quarantined == total``: one that is quarantined and still in
-    somebody's table counts as held.
+    ``free + held + quarantined == total``: one that is quarantined and still in somebody's table
+    counts as held. ``leaving`` counts places, as several may hold one block.
     """
 
     total: int
     free: int
     cached: int  # of the free ones
     held: int
-    in_flight: int
+    leaving: int
     quarantined: int = 0
 
 
@@ -76,8 +85,8 @@ class KVCache:
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
     another computes. ``index``, ``coming``, ``ledger`` and ``survey`` are to be asked, and are
-    changed by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
-    ``tiers`` are below; who builds them sets them.
+    changed by nobody else; ``slices`` are to go on with each event; ``evictor`` is to be told the time and who waits, and asked for figures.
+    ``tiers`` are below; who builds them sets them. At most ``slice_blocks`` change hands at once.
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class KVCache:
         share_partial: bool = True,
         share_waiting: bool = True,
         eviction: EvictionConfig = _EVICTION,
+        slice_blocks: int = SLICE,
     ) -> None:
         self.block_size = block_size
         self._share_partial = share_partial
@@ -98,12 +108,11 @@ class KVCache:
         self.ledger = BlockLedger(self._pool)
         self.survey = Survey(self._pool, self.index)
         self.tiers: Tiers = NoTiers()
-        self._fences: dict[StepId, list[BlockId]] = {}  # what is given back when a step is done
-
-    @property
-    def oldest_fence(self) -> float:
-        """The first of the steps that blocks wait for; infinity if they wait for none."""
-        return next(iter(self._fences), inf)
+        self.slices = Slices(
+            self._pool,
+            Taking(self.index, self.coming, self._share, slice_blocks),
+            Leaving(self._give_back, slice_blocks),
+        )
 
     @property
     def num_free(self) -> int:
@@ -114,29 +123,16 @@ class KVCache:
         """Return how many blocks hold ``num_tokens``."""
         return -(-num_tokens // self.block_size)
 
-    def take_cached(self, table: BlockTable) -> Tokens:
+    def take_cached(self, table: BlockTable) -> Tokens | None:
         """Append every cached block that continues a table; return the tokens gained.
 
-        The last token is left out: it must be computed for its logits. All of the table's blocks
-        must be full; while a step computes the newest of them nothing is taken, so that published
-        blocks stay the leading ones.
+        None: that takes several events; ask again with the next. The last token is left out: it
+        must be computed for its logits. All of the table's blocks must be full; while a step
+        computes the newest of them nothing is taken, so that published blocks stay the leading
+        ones.
         """
-        if table.num_published < len(table.blocks):
-            return 0
-        found: list[BlockId] = []
-        for index in range(len(table.blocks), table.num_sharable):
-            block = self.index.find(table.digest(index))
-            if block is None:
-                break
-            self.ledger.share(block)
-            found.append(block)
-        if found:
-            start = len(table.blocks)
-            table.blocks += tuple(found)
-            table.num_published = len(table.blocks)
-            self.coming.found(table, start)
-        self.evictor.found(table, found)
-        return len(found) * self.block_size
+        gained = self.slices.taking.take(table)
+        return None if gained is None else gained * self.block_size
 
     def copy_cached(self, table: BlockTable, step: StepId) -> PartialHit | None:
         """Append a copy of the cached block that begins like the table's next one.
@@ -144,7 +140,7 @@ class KVCache:
         The copy is made in ``step``; until that is done, a fence keeps the source. Its last token
         is never taken, so that the next one to be computed has a place in it.
         """
-        if not self._share_partial or self.num_free < 2:  # the source may be a free one
+        if not self._share_partial or not self._has_free(2):  # the source may be a free one
             return None
         index = len(table.blocks)
         start = index * self.block_size
@@ -155,9 +151,9 @@ class KVCache:
         if found is None or found[1] < MIN_PARTIAL:
             return None
         source, num_tokens = found
-        self.ledger.share(source)
-        self._fence(step, (source,))
-        target = self.ledger.take()
+        self.ledger.share((source,))
+        self.slices.leaving.leave((source,), after=step)
+        (target,) = self.ledger.take(1)
         table.blocks += (target,)
         return PartialHit(source, target, num_tokens)
 
@@ -168,10 +164,10 @@ class KVCache:
         """
         num_blocks = self.blocks_for(end)
         missing = num_blocks - len(table.blocks)
-        if missing > self._pool.num_free:
-            return False
         if missing > 0:
-            table.blocks += tuple([self.ledger.take() for _ in range(missing)])
+            if not self._has_free(missing):
+                return False
+            table.blocks += tuple(self.ledger.take(missing))
         for index in range(table.num_published, num_blocks):
             if table.is_full(index):
                 self.coming.announce(table.digest(index), table)
@@ -189,27 +185,21 @@ class KVCache:
             table.num_published = index + 1
 
     def release(self, table: BlockTable, after: StepId | None) -> None:
-        """Take a table's blocks away: at once, or when step ``after`` is done."""
+        """Take a table's blocks away: from now on, or when step ``after`` is done."""
         self.coming.give_up(table)
+        self.slices.taking.give_up(table)
         blocks = table.blocks[::-1]
         table.blocks, table.num_published, table.num_found, table.num_decided = (), 0, 0, 0
-        if after is None:
-            for block in blocks:
-                self.ledger.give_back(block, keep=block in self.index)
-        else:
-            self._fence(after, blocks)
+        self.slices.leaving.leave(blocks, after)
 
     def step_done(self, step: StepId) -> None:
-        """Open the fence of a step that is done, or has failed."""
-        for block in self._fences.pop(step, ()):
-            self.ledger.open(block, keep=block in self.index)
+        """Give back what only waited for a step that is done, or has failed."""
+        self.slices.leaving.step_done(step)
 
-    def audit(self, tables: Iterable[BlockTable], steps: Collection[StepId]) -> list[Misfit]:
+    def audit(self, tables: Iterable[BlockTable], steps: Container[StepId]) -> list[Misfit]:
         """Quarantine the blocks that do not fit ``tables``, transfers and ``steps``. O(n)."""
-        self._fences = {step: blocks for step, blocks in self._fences.items() if step in steps}
-        held = Counter(b for table in (*tables, *self.tiers.tables()) for b in table.blocks)
-        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
-        misfits = self.ledger.audit(held, fenced)
+        self.slices.leaving.forget_strays(steps)
+        misfits = self.ledger.audit(self._holders(tables))
         for block, _ in misfits:
             if block in self.index:
                 self.index.drop(block)
@@ -223,28 +213,41 @@ class KVCache:
             free=free,
             cached=self._pool.num_cached,
             held=ledger.num_held,
-            in_flight=ledger.num_in_flight,
-            quarantined=total - free - ledger.num_held - ledger.num_in_flight,
+            leaving=self.slices.leaving.num_places,
+            quarantined=total - free - ledger.num_held,
         )
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Raise InvariantBroken unless the ledger balances against all ``tables`` in use."""
         self._pool.check_integrity()
         self.index.check_integrity()
-        tables = [*tables, *self.tiers.tables()]
-        held = Counter(block for table in tables for block in table.blocks)
-        fenced = Counter(block for blocks in self._fences.values() for block in blocks)
-        self.ledger.check_integrity(held, fenced)
+        tables = list(tables)
+        self.ledger.check_integrity(self._holders(tables))
         for block in self._pool.cached():
             if block not in self.index:
                 raise InvariantBroken(f"block {block} is kept as cached, but holds nothing")
-        strangers = [digest.hex() for digest in self.coming.of_strangers(tables)]
+        makers = [*tables, *self.tiers.tables()]
+        strangers = [digest.hex() for digest in self.coming.of_strangers(makers)]
         if strangers:
             raise InvariantBroken(f"nobody computes the content that is coming: {strangers}")
+        if sum(1 for _ in self.slices.leaving.blocks()) != self.slices.leaving.num_places:
+            raise InvariantBroken(f"{self.slices.leaving.num_places} places of leaving blocks counted")
 
-    def _fence(self, step: StepId, blocks: Iterable[BlockId]) -> None:
-        """Keep blocks, which are in no table any more, until a step is done."""
-        fence = self._fences.setdefault(step, [])
-        for block in blocks:
-            self.ledger.fence(block)
-            fence.append(block)
+    def _holders(self, tables: Iterable[BlockTable]) -> Counter[BlockId]:
+        """Count who holds each block."""
+        holders = Counter(self.slices.leaving.blocks())
+        for table in (*tables, *self.tiers.tables()):
+            holders.update(table.blocks)
+        return holders
+
+    def _has_free(self, count: int) -> bool:
+        """Whether so many blocks are free, after what is leaving has gone if need be."""
+        free = self._pool.num_free
+        return count <= free or count <= free + self.slices.regain(count - free)
+
+    def _share(self, table: BlockTable, blocks: list[BlockId]) -> None:
+        self.ledger.share(blocks)
+        self.evictor.found(table, blocks)
+
+    def _give_back(self, blocks: Collection[BlockId]) -> None:
+        self.ledger.give_back(blocks, kept=self.index.blocks)

@@ -182,7 +182,7 @@ class LowerTiers:
         if kv.survey.demand(load) > self._line.num_spare():
             return None
         table.num_decided = end
-        kv.take_cached(load)
+        kv.slices.taking.take_all(load)
         table.visit = load.visit  # who finds it is who fetched it
         if len(load.blocks) != run.start or not kv.grow(load, end * size):
             kv.release(load, after=None)  # a block before them has gone

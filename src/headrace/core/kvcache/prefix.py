@@ -14,6 +14,9 @@ from headrace.errors import InvariantBroken
 from headrace.types import block_key
 
 if TYPE_CHECKING:
+    from collections.abc import KeysView
+
+    from headrace.core.kvcache.table import BlockTable
     from headrace.types import BlockId, BlockKey, Tokens
 
 MAX_SIBLINGS = 8
@@ -54,6 +57,27 @@ class PrefixIndex:
     def find(self, digest: bytes) -> BlockId | None:
         """Return the block that holds ``digest``."""
         return self._blocks.get(digest)
+
+    @property
+    def blocks(self) -> KeysView[BlockId]:
+        """The blocks that have content."""
+        return self._contents.keys()
+
+    def run(self, table: BlockTable, start: int, stop: int) -> list[BlockId]:
+        """Return the blocks that hold a table's content from block ``start`` on, up to a gap."""
+        blocks = self._blocks
+        found: list[BlockId] = []
+        for digest in table.chain[start:stop]:
+            block = blocks.get(digest)
+            if block is None:
+                return found
+            found.append(block)
+        for index in range(start + len(found), stop):
+            block = blocks.get(table.digest(index))
+            if block is None:
+                break
+            found.append(block)
+        return found
 
     def content(self, block: BlockId) -> Content | None:
         """Return what a block holds: the very same object as long as it was not evicted."""

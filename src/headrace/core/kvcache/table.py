@@ -23,7 +23,8 @@ class BlockTable:
     to be on its way, ``num_found`` how many blocks before it were found cached (shortcuts for the
     next look). ``urgency`` orders sequences that may have to wait for each other, most urgent
     first. ``owner`` and ``visit`` are for eviction. Of the first ``num_decided`` blocks it was
-    decided whether to fetch them from a lower tier. Only KVCache and its tiers change a table.
+    decided whether to fetch them from a lower tier; the last ``num_taken`` came from the cache and
+    were not told to who asked for them (taking.py). Only KVCache and its tiers change a table.
     """
 
     tokens: list[TokenId]
@@ -38,6 +39,7 @@ class BlockTable:
     owner: Owner = NOBODY
     visit: Visit | None = None
     num_decided: int = 0
+    num_taken: int = 0
 
     @property
     def num_sharable(self) -> int:

@@ -88,6 +88,7 @@ class EngineCore:
         """Take one event; return what should be done, in order."""
         effects: list[EngineEffect] = []
         self.scheduler.kv.evictor.advance(now)
+        self.scheduler.kv.slices.work(now)
         match event:
             case StepDone(step_id, result):
                 step = self.scheduler.land(step_id)
@@ -108,11 +109,11 @@ class EngineCore:
                 assert_never(event)
         self._expire(now)
         self._give_up(self._watch.look(), effects)
-        tiers = self.scheduler.kv.tiers
+        tiers, slices = self.scheduler.kv.tiers, self.scheduler.kv.slices
         effects.extend(tiers.fetch(now))
         self._plan(effects, now)
         effects.extend(tiers.save(now))
-        if self._live and not self.scheduler.in_flight and not tiers.is_busy:
+        if self._live and not (self.scheduler.in_flight or tiers.is_busy or slices.are_due):
             self._unblock(effects, now)
         if self._outputs:
             effects.append(Emit(tuple(self._outputs)))
@@ -122,9 +123,10 @@ class EngineCore:
         return effects
 
     def next_wakeup(self) -> Seconds | None:
-        """Return the next deadline or the time of the next load report."""
-        of_tiers = self.scheduler.kv.tiers.next_wakeup()
-        times = (self._deadlines.next_at(), self._next_report, of_tiers)
+        """Return the next deadline, slice or load report."""
+        kv = self.scheduler.kv
+        of_kv = kv.tiers.next_wakeup(), kv.slices.next_wakeup()
+        times = (self._deadlines.next_at(), self._next_report, *of_kv)
         return min((time for time in times if time is not None), default=None)
 
     def check_integrity(self) -> None:
@@ -266,7 +268,8 @@ class EngineCore:
 
     def _report(self, now: Seconds) -> list[ReportLoad]:
         """Report every ``report_period`` while there is work, and once when there is none."""
-        if not (self._live or self.scheduler.in_flight or self.scheduler.kv.tiers.is_busy):
+        kv = self.scheduler.kv
+        if not (self._live or self.scheduler.in_flight or kv.tiers.is_busy or kv.slices.are_due):
             if self._next_report is None:
                 return []
             self._next_report = None
@@ -340,7 +343,7 @@ def build_engine_core(
         kv,
         counters,
         config=config,
-        rows=Rows(kv, Pace(model, itl=config.itl, batch_itl=config.batch_itl), drafter),
+        rows=Rows(kv, Pace(model, itl=config.itl, batch_itl=config.batch_itl), drafter, counters),
         ledger=ledger,
         victims=Victims(kv, model, config.preemption, ledger.patience, config.max_setbacks),
     )

@@ -9,6 +9,7 @@ from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.cache import KVCache
+    from headrace.core.scheduler.counters import Counters
     from headrace.core.scheduler.drafts import Drafter
     from headrace.core.scheduler.pacing import Pace
     from headrace.core.scheduler.sequence import Sequence
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 class Rows:
     """Adds rows to steps: takes blocks for them and moves sequences on."""
 
-    def __init__(self, kv: KVCache, pace: Pace, drafter: Drafter) -> None:
+    def __init__(self, kv: KVCache, pace: Pace, drafter: Drafter, counters: Counters) -> None:
         self._kv = kv
         self.pace = pace
         self._drafter = drafter
+        self._counters = counters
 
     def decode(self, step: Step, sequence: Sequence) -> None:
         """Plan the one token that a sequence lacks (or will, when its newest is known)."""
@@ -44,8 +46,8 @@ class Rows:
         """Plan the next token of a sequence that gives way to others."""
         start, table = sequence.num_computed, sequence.table
         needs_block = start == len(table.blocks) * self._kv.block_size
-        if needs_block and not self._kv.num_free:  # chunks took it meanwhile
-            return
+        if needs_block and not self._kv.num_free and not self._kv.slices.regain(1):
+            return  # chunks took it meanwhile
         if self.pace.may_decode(step, start):
             self.decode(step, sequence)
 
@@ -55,12 +57,18 @@ class Rows:
         return self.pace.chunk(step, cached) > 0
 
     def chunk(self, step: Step, sequence: Sequence, *, least: Tokens = 0) -> None:
-        """Plan as many missing tokens as time, budget and free blocks allow, or ``least``."""
+        """Plan as many missing tokens as time, budget and free blocks allow, or ``least``.
+
+        None while a long cached prefix is being taken in.
+        """
         if not step.budget:
             return
         kv, table = self._kv, sequence.table
-        if sequence.num_computed == len(table.blocks) * kv.block_size:
-            sequence.num_computed += kv.take_cached(table)
+        if sequence.num_computed == (len(table.blocks) - table.num_taken) * kv.block_size:
+            gained = kv.take_cached(table)
+            if gained is None:
+                return
+            sequence.num_computed += gained
             if hit := kv.copy_cached(table, step.id):
                 step.copies.append((hit.source, hit.target))
                 sequence.num_computed += hit.num_tokens
@@ -77,6 +85,10 @@ class Rows:
         seconds = self.pace.model.recompute_seconds(end - start, start)
         step.spent[sequence.rank] += seconds
         sequence.account.charge(seconds)
+        if not sequence.is_begun:
+            sequence.is_begun = True
+            step.starts.append(sequence.start())
+            self._counters.started(sequence, cached=start)
         if sequence.beginning is not None:
             sequence.beginning.chunks += 1
         sequence.num_computed = end
@@ -85,8 +97,12 @@ class Rows:
 
     def _chunk_end(self, sequence: Sequence, budget: Tokens) -> Tokens:
         """Return where a chunk ends: at a block's border, if it cannot be the prompt's end."""
-        block_size, start = self._kv.block_size, sequence.num_computed
-        room = (len(sequence.table.blocks) + self._kv.num_free) * block_size
-        end = min(len(sequence.tokens), start + budget, room)
+        kv, num_blocks, start = self._kv, len(sequence.table.blocks), sequence.num_computed
+        block_size = kv.block_size
+        end = min(len(sequence.tokens), start + budget)
+        lacking = kv.blocks_for(end) - num_blocks - kv.num_free
+        if lacking > 0:
+            kv.slices.regain(lacking)
+            end = min(end, (num_blocks + kv.num_free) * block_size)
         border = end - end % block_size
         return border if start < border and end < len(sequence.tokens) else end

@@ -47,7 +47,8 @@ class Running:
     def remove(self, sequence: Sequence, *, after: StepId | None) -> None:
         """Take a sequence out; its blocks are free at once, or when step ``after`` is done."""
         self.sequences.remove(sequence)
-        self.ends.append(sequence.id)
+        if sequence.is_begun:
+            self.ends.append(sequence.id)
         self._kv.release(sequence.table, after=after)
 
     def take_back(self, sequence: Sequence) -> None:

@@ -139,8 +139,8 @@ class Scheduler:
         if any(sequence.num_computed for sequence in self.waiting):
             raise InvariantBroken("a sequence that waits has computed tokens")
         self.running.check_integrity(self.in_flight)
-        if not self.in_flight and self.kv.counts().in_flight:
-            raise InvariantBroken("blocks are in flight, but no step is")
+        if not self.in_flight and self.kv.slices.leaving.oldest_fence < UNLIMITED:
+            raise InvariantBroken("blocks wait for a step, but none is in flight")
 
     def _take_off(self, step: Step) -> StepPlan:
         """Send a step off, and charge everybody for it."""
@@ -154,8 +154,11 @@ class Scheduler:
 
     def _make_room(self) -> bool:
         """See to it that every decode gets the block it needs; False: a step must end first."""
-        running = self.running
-        while len(running) > self.kv.num_free and running.num_growing() > self.kv.num_free:
+        running, kv = self.running, self.kv
+        while len(running) > kv.num_free:
+            lacking = running.num_growing() - kv.num_free
+            if kv.slices.regain(lacking) >= lacking:
+                break
             if self.in_flight:
                 return False
             self._preempt(self._victims.choose(running.sequences))
@@ -174,7 +177,7 @@ class Scheduler:
         target, context = UNLIMITED, 0
         for sequence in self.running:
             length, unseen = len(sequence.tokens), sequence.num_unseen
-            if length - sequence.num_computed > 1:
+            if length - sequence.num_computed > 1 or not sequence.is_begun:
                 behind.append(sequence)
             elif length + unseen >= sequence.max_tokens or (unseen and sequence.needs_last_token):
                 continue
@@ -227,13 +230,12 @@ class Scheduler:
                 waiting.park(sequence, sequence.table.awaits)
                 step.parked.append(sequence.id)
                 continue
-            fits = self._fits(step, sequence) or self._clear(step, sequence)
-            if not fits and not self._has_place(step):
+            taken = self._fits(step, sequence) or self._clear(step, sequence)
+            if not taken and not self._has_place(step):
                 return
             waiting.set_aside(sequence)
-            demand = self.kv.survey.demand(sequence.table)
-            if fits and self._start(step, sequence):
-                step.spare -= demand + 1
+            if taken and self._start(step, sequence):
+                step.spare -= taken + 1
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
@@ -241,20 +243,24 @@ class Scheduler:
         """Whether one more may run, if it is small."""
         return step.spare > 0 and len(self.running) < self._config.max_num_seqs
 
-    def _fits(self, step: Step, sequence: Sequence) -> bool:
-        """Whether a newcomer may run."""
-        return self._has_place(step) and self.kv.survey.demand(sequence.table) <= step.spare
+    def _fits(self, step: Step, sequence: Sequence) -> int:
+        """Return how many blocks a newcomer takes, if it may run; else 0."""
+        if len(self.running) >= self._config.max_num_seqs:
+            return 0
+        demand = self.kv.survey.demand(sequence.table)
+        step.spare += self.kv.slices.regain(demand - step.spare)
+        return demand if demand <= step.spare else 0
 
-    def _clear(self, step: Step, newcomer: Sequence) -> bool:
+    def _clear(self, step: Step, newcomer: Sequence) -> int:
         """Preempt sequences that yield until a better newcomer fits; nobody if it would not."""
         if newcomer.yields or self._ledger.patience.has_turn(BATCH_RANK):
-            return False
+            return 0
         yielding = self._victims.yielding(self.running, step)
         if not yielding or not self._victims.suffice(yielding, newcomer, step.spare):
-            return False
+            return 0
         if self.in_flight:
             self._victims.are_awaited = True
-            return False
+            return 0
         while yielding and not self._fits(step, newcomer):
             victim = self._victims.choose(yielding)
             yielding.remove(victim)
@@ -268,16 +274,15 @@ class Scheduler:
         sequence.target = self.pace.target(sequence.request.itl, yields=sequence.yields)
         self.running.add(sequence)
         self._rows.chunk(step, sequence, least=1)
-        if not step.sequences or step.sequences[-1] is not sequence:
+        is_planned = bool(step.sequences) and step.sequences[-1] is sequence
+        if not is_planned and not sequence.table.num_taken:
             del step.copies[num_copies:]
             self.running.take_back(sequence)
             return False
         self.waiting.remove(sequence)
         self._ledger.serve(sequence.account)
-        step.starts.append(sequence.start())
         for other in step.set_aside:
             other.num_passed += 1
-        self._counters.started(sequence, cached=step.rows[-1].start)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:

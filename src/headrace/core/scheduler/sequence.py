@@ -61,6 +61,7 @@ class Sequence:
     target: Seconds = float("inf")  # between its tokens, while it runs
     is_queued: bool = False  # stands in a line, neither parked nor set aside
     status: Status = Status.WAITING
+    is_begun: bool = False  # the executor knows it: it had a row since it runs
     num_computed: Tokens = 0
     num_unseen: Tokens = 0
     last_step: StepId | None = None  # the last one planned with a row of this sequence
@@ -109,6 +110,7 @@ class Sequence:
         self.num_known = max(self.num_known, self.num_computed)
         self.num_computed = 0
         self.status = Status.WAITING
+        self.is_begun = False
         if self.beginning is not None:
             self.beginning.preemptions += 1
 

@@ -71,7 +71,7 @@ class Watch:
         """Return what is wrong with memory's books, having put them right."""
         scheduler, kv = self._scheduler, self._scheduler.kv
         in_flight = scheduler.in_flight
-        stray = kv.oldest_fence < (in_flight[0].id if in_flight else StepId(self._counters.steps))
+        stray = kv.slices.leaving.oldest_fence < (in_flight[0].id if in_flight else StepId(self._counters.steps))
         is_left = not scheduler.running.sequences and kv.ledger.num_entries != self._num_entries()
         if kv.ledger.is_balanced and not stray and not is_left and self._adds_up():
             return []
@@ -129,8 +129,9 @@ class Watch:
         self._scheduler.waiting.settle(None)
 
     def _num_entries(self) -> int:
-        """Count the places in all tables."""
-        return sum(len(table.blocks) for table in self._tables())
+        """Count the places in all tables, and those of blocks that leave."""
+        leaving = self._scheduler.kv.slices.leaving.num_places
+        return leaving + sum(len(table.blocks) for table in self._tables())
 
     def _audit(self) -> list[Remedy]:
         scheduler = self._scheduler

@@ -15,7 +15,7 @@ def judged(guard: Guard, *, by_age: float, by_odds: float, names: count[int]) ->
     """Give the shadows some hits, and uses that are none until the next judgement."""
     guard._by_age.hits, guard._by_odds.hits = by_age, by_odds
     for _ in range(256):
-        guard.used(next(names).to_bytes(32, "little"))
+        guard.used([next(names).to_bytes(32, "little")])
         guard.work()
     return guard.follows_odds
 
@@ -31,7 +31,7 @@ def test_odds_are_followed_for_a_clear_gain_and_given_up_when_it_shrinks():
 def test_shadows_live_through_a_slice_with_each_event():
     guard = Guard(64, ReuseOdds())
     for number in range(3 * SLICE):
-        guard.used(number.to_bytes(32, "little"))
+        guard.used([number.to_bytes(32, "little")])
     for expected in (2 * SLICE, SLICE, 0, 0):
         guard.work()
         assert len(guard._backlog) == expected
@@ -41,9 +41,9 @@ def test_a_shadow_counts_a_hit_for_what_it_still_holds():
     guard = Guard(2, ReuseOdds())
     digests = [number.to_bytes(32, "little") for number in range(3)]
     for at, digest in enumerate(digests):
-        guard.used(digest)
-        guard.released(digest, KIND, at, float(at))
+        guard.used([digest])
+        guard.released([digest], KIND, at, float(at))
     for digest in (digests[0], digests[2]):
-        guard.used(digest)
+        guard.used([digest])
     guard.work()
     assert guard._by_age.hits == 1  # of two places, the last two digests have them

@@ -34,11 +34,11 @@ def mark_of(number: int, *, visit: Visit = ONE_VISIT) -> Mark:
 @pytest.mark.parametrize("order", [LruOrder(8), ForesightOrder(8)], ids=["lru", "foresight"])
 def test_what_was_added_first_goes_first_and_all_can_be_looked_at(order: EvictionOrder):
     for number in (3, 1, 2, 5):
-        order.add(BlockId(number), mark_of(number), 0.0)
-    order.remove(BlockId(1))
+        order.add([BlockId(number)], [mark_of(number)], 0.0)
+    order.remove([BlockId(1)])
     assert BlockId(1) not in order
     with pytest.raises(KeyError):
-        order.remove(BlockId(1))
+        order.remove([BlockId(1)])
     assert list(order.victims(1.0)) == [3, 2, 5]
     assert [order.pop(1.0) for _ in range(3)] == [3, 2, 5]
     assert len(order) == 0
@@ -145,7 +145,7 @@ def test_a_run_ends_where_another_visit_or_kind_begins():
     queues: runs.RunQueues[str] = runs.RunQueues()
     kind, other = mark_of(1).kind, mark_of(1, visit=visit_of(1, Owner(session="x"), 1, 0)).kind
     plan = [("a", kind, 1), ("b", kind, 1), ("c", other, 1), ("d", kind, 1), ("e", kind, 2)]
-    numbers = [queues.add(item, k, visit, 0.0).number for item, k, visit in plan]
+    numbers = [queues.add([item], k, visit, 0.0).number for item, k, visit in plan]
     assert numbers == [0, 0, 1, 2, 3]
     order = [item for run in queues.in_order(None, 0.0) for item in run.items]
     assert order == ["a", "b", "c", "d", "e"]

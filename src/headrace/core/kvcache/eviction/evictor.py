@@ -28,7 +28,7 @@ from headrace.core.kvcache.eviction.wanted import Expectations, WantedOrder
 from headrace.errors import InvariantBroken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.core.kvcache.eviction.order import EvictionOrder
     from headrace.core.kvcache.table import BlockTable
@@ -90,19 +90,19 @@ class Evictor:
         self._now = now
         pins, quotas = self._levels.pins, self._levels.quotas
         while (block := pins.pop(until=now)) is not None:
-            quotas.remove(block)
+            quotas.remove((block,))
             self._place(block)
         self._levels.plain.work()
         wanted, unwanted = self._expectations.work()
         for digest in wanted:
             block = self._find(digest)
             if block is not None and block in self and block not in pins:
-                self._displace(block)
+                self.remove((block,))
                 self._place(block)
         for digest in unwanted:
             block = self._find(digest)
             if block is not None and block in self._levels.wanted:
-                self._displace(block)
+                self.remove((block,))
                 self._place(block)
 
     def follow(self, plain: EvictionOrder) -> None:
@@ -122,12 +122,13 @@ class Evictor:
     def found(self, table: BlockTable, blocks: list[BlockId]) -> None:
         """A table shares blocks with cached content; all of one lookup, in order."""
         visit = self._visits.of(table, self._marks.get(blocks[-1]) if blocks else None)
-        for block in blocks:
-            mark = self._marks[block]
+        marks = [self._marks[block] for block in blocks]
+        for mark in marks:
             if mark.visit is not visit:  # it is, when a table comes back from preemption
                 mark.reuse += 1
                 mark.visit = visit
-            self._levels.plain.used(mark, self._now)
+        if marks:
+            self._levels.plain.used(marks, self._now)
 
     def published(self, table: BlockTable, index: int) -> None:
         """A table's block ``index`` holds content that can be hit from now on."""
@@ -136,34 +137,42 @@ class Evictor:
         self._regrets.computed(digest)
         mark = Mark(digest, index, visit.turn, visit)
         self._marks[table.blocks[index]] = mark
-        self._levels.plain.used(mark, self._now)
+        self._levels.plain.used((mark,), self._now)
 
-    def add(self, block: BlockId) -> None:
-        """A published block that is in use no more. Its owner's retention runs from now."""
-        mark = self._marks[block]
-        owner = mark.visit.owner
-        if owner.retention is not None and mark.depth < owner.num_prompt_blocks:
-            until = self._now + owner.retention
-            if until > mark.pinned_until:
-                mark.pinned_until, mark.pinned_by = until, owner.tenant
-        if mark.pinned_until > self._now and self._levels.pins.add(block, mark):
-            self._levels.quotas.add(block, owner.tenant, yields=False)
-        else:
-            self._place(block)
+    def add(self, blocks: Sequence[BlockId]) -> None:
+        """Published blocks that are in use no more. Their owner's retention runs from now."""
+        now, every, wanted = self._now, self._marks, self._expectations.digests
+        plain: list[BlockId] = []
+        marks: list[Mark] = []
+        for block in blocks:
+            mark = every[block]
+            if (
+                mark.visit.owner.retention is not None
+                or mark.pinned_until > now
+                or mark.digest in wanted
+            ) and self._is_special(block, mark):
+                continue
+            plain.append(block)
+            marks.append(mark)
+        self._levels.plain.add(plain, marks, now)
+        self._levels.quotas.add(plain, marks, yields=True)
 
-    def remove(self, block: BlockId) -> None:
-        """A block that is in use again. Raises InvariantBroken if it is not in the order."""
+    def remove(self, blocks: Sequence[BlockId]) -> None:
+        """Blocks that are in use again. Raises InvariantBroken if one is not in the order."""
         levels = self._levels
+        wanted, pinned = levels.wanted.blocks, levels.pins.blocks
+        plain: Sequence[BlockId] = blocks
+        if wanted or pinned:
+            plain = [block for block in blocks if block not in wanted and block not in pinned]
+            levels.wanted.remove([block for block in blocks if block in wanted])
+            levels.pins.remove([block for block in blocks if block in pinned])
         try:
-            levels.plain.remove(block)  # nearly always there
-        except KeyError:
-            if block not in self:
-                raise InvariantBroken(
-                    f"block {block} is free and holds nothing: it cannot be shared"
-                ) from None
-            self._displace(block)
-        else:
-            levels.quotas.remove(block)
+            levels.plain.remove(plain)
+        except KeyError as error:
+            raise InvariantBroken(
+                f"block {error} is free and holds nothing: it cannot be shared"
+            ) from None
+        levels.quotas.remove(blocks)
 
     def pop(self) -> BlockId:
         """Take the next victim out; its content is lost. Raises KeyError when there is none."""
@@ -184,32 +193,38 @@ class Evictor:
         regrets = self._regrets
         return EvictionFigures(len(self._levels.pins), regrets.num_lost, regrets.num_regretted)
 
+    def _is_special(self, block: BlockId, mark: Mark) -> bool:
+        """Put a free block among the pins or what is wanted, if it belongs there."""
+        levels, owner = self._levels, mark.visit.owner
+        if owner.retention is not None and mark.depth < owner.num_prompt_blocks:
+            until = self._now + owner.retention
+            if until > mark.pinned_until:
+                mark.pinned_until, mark.pinned_by = until, owner.tenant
+        rank = self._expectations.rank(mark.digest)
+        if mark.pinned_until > self._now and levels.pins.add(block, mark):
+            levels.quotas.add((block,), (mark,), yields=False)
+        elif rank is not None:
+            levels.wanted.add(block, rank, mark.depth)
+            levels.quotas.add((block,), (mark,), yields=False)
+        else:
+            return False
+        return True
+
     def _place(self, block: BlockId) -> None:
         """Put a free block where it belongs, unless that is among the pins."""
         mark, levels = self._marks[block], self._levels
         rank = self._expectations.rank(mark.digest)
         if rank is None:
-            levels.plain.add(block, mark, self._now)
+            levels.plain.add((block,), (mark,), self._now)
         else:
             levels.wanted.add(block, rank, mark.depth)
-        levels.quotas.add(block, mark.visit.owner.tenant, yields=rank is None)
-
-    def _displace(self, block: BlockId) -> None:
-        """Take a free block out of where it is."""
-        levels = self._levels
-        if block in levels.wanted:
-            levels.wanted.remove(block)
-        elif block in levels.pins:
-            levels.pins.remove(block)
-        else:
-            levels.plain.remove(block)
-        levels.quotas.remove(block)
+        levels.quotas.add((block,), (mark,), yields=rank is None)
 
     def _next(self) -> BlockId:
         levels = self._levels
         block = levels.quotas.surplus()
         if block is not None:
-            self._displace(block)
+            self.remove((block,))
             return block
         if len(levels.plain):
             block = levels.plain.pop(self._now)
@@ -219,5 +234,5 @@ class Evictor:
             block = levels.pins.pop()
         if block is None:
             raise KeyError("no block")
-        levels.quotas.remove(block)
+        levels.quotas.remove((block,))
         return block

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.core.kvcache.eviction.guard import Guard
+from headrace.core.kvcache.eviction.marks import alike
 from headrace.core.kvcache.eviction.odds import ReuseOdds
 from headrace.core.kvcache.eviction.runs import RunQueues
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headrace.core.kvcache.eviction.marks import Mark
     from headrace.core.kvcache.eviction.runs import Run
@@ -42,30 +43,33 @@ class ForesightOrder:
         """Whether it is more than LRU at the moment."""
         return self._guard.follows_odds
 
-    def used(self, mark: Mark, now: Seconds) -> None:
+    def used(self, marks: Sequence[Mark], now: Seconds) -> None:
         """Learn that content was wanted."""
         if self._newest is not None:
             self._watch(*self._newest, now)
-        self._odds.came_back(mark.digest, now)
-        self._guard.used(mark.digest)
+        digests = [mark.digest for mark in marks]
+        self._odds.came_back(digests, now)
+        self._guard.used(digests)
 
-    def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
-        """Take a block in, with its kind as it is now."""
-        kind = mark.kind
-        run = self._queues.add(block, kind, mark.visit.number, now)
-        newest = self._newest
-        if newest is not None and newest[0] is not run:
-            self._watch(*newest, now)
-        self._newest = (run, mark.digest)
-        self._guard.released(mark.digest, kind, mark.visit.number, now)
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], now: Seconds) -> None:
+        """Take blocks in, with their kinds as they are now."""
+        for first, end in alike(marks):
+            kind, visit = marks[first].kind, marks[first].visit.number
+            run = self._queues.add(blocks[first:end], kind, visit, now)
+            newest = self._newest
+            if newest is not None and newest[0] is not run:
+                self._watch(*newest, now)
+            digests = [mark.digest for mark in marks[first:end]]
+            self._newest = (run, digests[-1])
+            self._guard.released(digests, kind, visit, now)
 
     def work(self) -> None:
         """Go on learning, a slice for each event."""
         self._guard.work()
 
-    def remove(self, block: BlockId) -> None:
-        """Take a block out. Raises KeyError."""
-        self._queues.remove(block)
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Take blocks out. Raises KeyError."""
+        self._queues.remove(blocks)
 
     def pop(self, now: Seconds) -> BlockId:
         """Take the tail of the run that is worth least."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from headrace.core.kvcache.eviction.runs import RunQueues
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.core.kvcache.eviction.marks import Kind
     from headrace.core.kvcache.eviction.odds import ReuseOdds
     from headrace.core.kvcache.eviction.runs import Run
@@ -39,15 +41,17 @@ _AGE_EVERY = 256
 _KEPT = 0.5 ** (_AGE_EVERY / HALF_LIFE)
 
 
-class _Use(NamedTuple):
-    digest: bytes
-
-
 class _Release(NamedTuple):
-    digest: bytes
     kind: Kind
     visit: int
     at: Seconds
+
+
+class _Told(NamedTuple):
+    """Content that was used, or released; ``digests`` in turn, the last first."""
+
+    digests: list[bytes]
+    release: _Release | None
 
 
 class Guard:
@@ -58,38 +62,44 @@ class Guard:
         capacity = num_blocks // self._one_in
         self._by_age = _Shadow(capacity, None)
         self._by_odds = _Shadow(capacity, odds)
-        self._backlog: deque[_Use | _Release] = deque()
+        self._backlog: deque[_Told] = deque()
+        self._num_told = 0  # digests in it
         self._num_uses = 0
         self._num_recent = 0.0  # the same, old ones counting less
         self.follows_odds = False
 
-    def used(self, digest: bytes) -> None:
+    def used(self, digests: Sequence[bytes]) -> None:
         """Content was found or computed."""
-        if self._is_sampled(digest):
-            self._backlog.append(_Use(digest))
+        self._tell(digests, None)
 
-    def released(self, digest: bytes, kind: Kind, visit: int, now: Seconds) -> None:
+    def released(self, digests: Sequence[bytes], kind: Kind, visit: int, now: Seconds) -> None:
         """Content is in use no more."""
-        if self._is_sampled(digest):
-            self._backlog.append(_Release(digest, kind, visit, now))
+        self._tell(digests, _Release(kind, visit, now))
 
     def work(self) -> None:
         """Let the shadows live through a slice of what was told."""
-        backlog = self._backlog
-        for _ in range(min(len(backlog), max(SLICE, len(backlog) - MAX_BACKLOG))):
-            told = backlog.popleft()
-            if isinstance(told, _Release):
-                self._by_age.release(told)
-                self._by_odds.release(told)
+        for _ in range(min(self._num_told, max(SLICE, self._num_told - MAX_BACKLOG))):
+            digests, release = self._backlog[0]
+            digest = digests.pop()
+            self._num_told -= 1
+            if not digests:
+                self._backlog.popleft()
+            if release is not None:
+                self._by_age.release(digest, release)
+                self._by_odds.release(digest, release)
                 continue
-            self._by_age.use(told.digest)
-            self._by_odds.use(told.digest)
+            self._by_age.use(digest)
+            self._by_odds.use(digest)
             self._num_uses += 1
             if self._num_uses % _AGE_EVERY == 0:
                 self._judge()
 
-    def _is_sampled(self, digest: bytes) -> bool:
-        return (digest[-1] << 8 | digest[-2]) % self._one_in == 0
+    def _tell(self, digests: Sequence[bytes], release: _Release | None) -> None:
+        one_in = self._one_in
+        sample = [d for d in reversed(digests) if not (d[-1] << 8 | d[-2]) % one_in]
+        if sample:
+            self._backlog.append(_Told(sample, release))
+            self._num_told += len(sample)
 
     def _judge(self) -> None:
         by_age, by_odds = self._by_age, self._by_odds
@@ -117,18 +127,18 @@ class _Shadow:
 
     def use(self, digest: bytes) -> None:
         if digest in self._free:
-            self._free.remove(digest)
+            self._free.remove((digest,))
             self.hits += 1
         elif digest in self._in_use:
             self.hits += 1
         self._in_use.add(digest)
 
-    def release(self, told: _Release) -> None:
-        digest, kind, visit, now = told
+    def release(self, digest: bytes, release: _Release) -> None:
+        kind, visit, now = release
         if digest not in self._in_use:
             return
         self._in_use.remove(digest)
-        self._free.add(digest, kind, visit, now)
+        self._free.add((digest,), kind, visit, now)
         while self._free and len(self._in_use) + len(self._free) > self._capacity:
             self._free.pop_from(self._victim(now))
 

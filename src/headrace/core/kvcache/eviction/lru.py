@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.types import BlockId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headrace.core.kvcache.eviction.marks import Mark
     from headrace.types import Seconds
@@ -35,36 +35,39 @@ class LruOrder:
     def __contains__(self, block: object) -> bool:
         return isinstance(block, int) and self._next[block] != _UNLINKED
 
-    def used(self, mark: Mark, now: Seconds) -> None:
+    def used(self, marks: Sequence[Mark], now: Seconds) -> None:
         """Nothing to learn: it is removed and added."""
 
-    def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
-        """Link a block as the newest."""
-        ring = self._ring
-        newest = self._previous[ring]
-        self._next[newest] = self._previous[ring] = block
-        self._previous[block], self._next[block] = newest, ring
-        self._size += 1
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], now: Seconds) -> None:
+        """Link blocks, the last of them as the newest."""
+        after, before, ring = self._next, self._previous, self._ring
+        newest = before[ring]
+        for block in blocks:
+            after[newest], before[block] = block, newest
+            newest = block
+        after[newest], before[ring] = ring, newest
+        self._size += len(blocks)
 
     def work(self) -> None:
         """Nothing to learn."""
 
-    def remove(self, block: BlockId) -> None:
-        """Unlink a block. Raises KeyError if it is not linked."""
-        before, after = self._previous[block], self._next[block]
-        if after == _UNLINKED:
-            raise KeyError(block)
-        self._next[before] = after
-        self._previous[after] = before
-        self._next[block] = self._previous[block] = _UNLINKED
-        self._size -= 1
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Unlink blocks. Raises KeyError if one is not linked."""
+        followers, leaders = self._next, self._previous
+        for block in blocks:
+            before, after = leaders[block], followers[block]
+            if after == _UNLINKED:
+                raise KeyError(block)
+            followers[before], leaders[after] = after, before
+            followers[block] = leaders[block] = _UNLINKED
+            self._size -= 1
 
     def pop(self, now: Seconds) -> BlockId:
         """Unlink the oldest block. Raises KeyError when there is none."""
         oldest = self._next[self._ring]
         if oldest == self._ring:
             raise KeyError("no block")
-        self.remove(BlockId(oldest))
+        self.remove((BlockId(oldest),))
         return BlockId(oldest)
 
     def victims(self, now: Seconds) -> Iterator[BlockId]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from headrace.types import Seconds, Tokens
 
 _MAX_TURN = 4
@@ -91,3 +93,15 @@ class Mark:
         if self.reuse > visit.turn - self.turn:  # more than one conversation explains
             return _SHARED_KINDS[_log2(1 + self.reuse, _MAX_REUSE)]
         return visit.kind
+
+
+def alike(marks: Sequence[Mark]) -> Iterator[tuple[int, int]]:
+    """Yield where runs of marks of one visit and kind begin and end."""
+    start, visit, turn, reuse = 0, None, 0, 0
+    for index, mark in enumerate(marks):
+        if mark.visit is not visit or mark.turn != turn or mark.reuse != reuse:
+            if index:
+                yield start, index
+            start, visit, turn, reuse = index, mark.visit, mark.turn, mark.reuse
+    if marks:
+        yield start, len(marks)

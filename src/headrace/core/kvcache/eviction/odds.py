@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from headrace.core.kvcache.eviction.marks import Kind
@@ -66,11 +68,11 @@ class ReuseOdds:
             row = self._row(old)
             self._given_up[row, _bucket(now - long_since)] += 1
 
-    def came_back(self, digest: bytes, now: Seconds) -> None:
+    def came_back(self, digests: Iterable[bytes], now: Seconds) -> None:
         """Content is used again, whether it was still there or not."""
-        found = self._watched.pop(digest, None)
-        if found is not None:
-            kind, since = found
+        watched = self._watched
+        for digest in [digest for digest in digests if digest in watched]:
+            kind, since = watched.pop(digest)
             row = self._row(kind)
             self._returned[row, _bucket(now - since)] += 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headrace.core.kvcache.eviction.marks import Mark
     from headrace.types import BlockId, Seconds
@@ -25,20 +25,20 @@ class EvictionOrder(Protocol):
         """Whether a block is in it."""
         ...
 
-    def used(self, mark: Mark, now: Seconds) -> None:
+    def used(self, marks: Sequence[Mark], now: Seconds) -> None:
         """Content was found in the cache, or was computed because it was not there."""
         ...
 
-    def add(self, block: BlockId, mark: Mark, now: Seconds) -> None:
-        """A block that is in use no more."""
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], now: Seconds) -> None:
+        """Blocks that are in use no more, with their marks, in this order."""
         ...
 
     def work(self) -> None:
         """Do a bounded part of what was put off, once for each event."""
         ...
 
-    def remove(self, block: BlockId) -> None:
-        """A block that is in use again, or goes to another order. Raises KeyError."""
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Blocks that are in use again, or go to another order. Raises KeyError."""
         ...
 
     def pop(self, now: Seconds) -> BlockId:

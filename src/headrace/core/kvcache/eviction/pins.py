@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, KeysView
 
     from headrace.core.kvcache.eviction.marks import Mark
     from headrace.types import BlockId, Seconds
@@ -32,6 +32,11 @@ class Pins:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def blocks(self) -> KeysView[BlockId]:
+        """What is in it."""
+        return self._entries.keys()
+
     def __contains__(self, block: object) -> bool:
         return block in self._entries
 
@@ -49,13 +54,14 @@ class Pins:
         self._counts[tenant] += 1
         return True
 
-    def remove(self, block: BlockId) -> None:
-        """Take a block out. Raises KeyError."""
-        del self._entries[block]
-        tenant = self._tenants.pop(block)
-        self._counts[tenant] -= 1
-        if not self._counts[tenant]:
-            del self._counts[tenant]
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Take blocks out. Raises KeyError."""
+        for block in blocks:
+            del self._entries[block]
+            tenant = self._tenants.pop(block)
+            self._counts[tenant] -= 1
+            if not self._counts[tenant]:
+                del self._counts[tenant]
 
     def pop(self, until: Seconds | None = None) -> BlockId | None:
         """Take out the block whose pin ends first, with ``until``: if it ends by then."""
@@ -66,7 +72,7 @@ class Pins:
                 return None
             heappop(self._heap)
             if in_force:
-                self.remove(entry[2])
+                self.remove((entry[2],))
                 return entry[2]
         return None
 

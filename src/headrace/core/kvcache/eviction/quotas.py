@@ -10,18 +10,21 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from headrace.core.kvcache.eviction.marks import Mark
     from headrace.types import BlockId
 
 
 class Quotas(Protocol):
     """Who goes first because of what a tenant has."""
 
-    def add(self, block: BlockId, tenant: str, *, yields: bool) -> None:
-        """Count a free cached block for a tenant; ``yields``: it may be taken for the quota."""
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], *, yields: bool) -> None:
+        """Count free cached blocks for their tenants; ``yields``: they may go for the quota."""
         ...
 
-    def remove(self, block: BlockId) -> None:
-        """Count a block no more."""
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Count blocks no more."""
         ...
 
     def surplus(self) -> BlockId | None:
@@ -32,10 +35,10 @@ class Quotas(Protocol):
 class NoQuotas:
     """Nobody goes first."""
 
-    def add(self, block: BlockId, tenant: str, *, yields: bool) -> None:
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], *, yields: bool) -> None:
         """Nothing to count."""
 
-    def remove(self, block: BlockId) -> None:
+    def remove(self, blocks: Iterable[BlockId]) -> None:
         """Nothing to count."""
 
     def surplus(self) -> BlockId | None:
@@ -53,8 +56,25 @@ class TenantQuotas:
         self._yielding: dict[str, OrderedDict[BlockId, None]] = {}  # neither wanted nor pinned
         self._surplus: dict[str, None] = {}  # a dict as an ordered set
 
-    def add(self, block: BlockId, tenant: str, *, yields: bool) -> None:
-        """Count a block for a tenant; ``yields``: it may be taken for the quota."""
+    def add(self, blocks: Sequence[BlockId], marks: Sequence[Mark], *, yields: bool) -> None:
+        """Count blocks for who used them last; ``yields``: they may be taken for the quota."""
+        for block, mark in zip(blocks, marks, strict=True):
+            self._add(block, mark.visit.owner.tenant, yields=yields)
+
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Count blocks no more. Raises KeyError."""
+        for block in blocks:
+            self._remove(block)
+
+    def surplus(self) -> BlockId | None:
+        """Return the oldest block of the tenant that is most over its quota."""
+        over = [tenant for tenant in self._surplus if tenant in self._yielding]
+        if not over:
+            return None
+        most = max(over, key=lambda tenant: self._counts[tenant])
+        return next(iter(self._yielding[most]))
+
+    def _add(self, block: BlockId, tenant: str, *, yields: bool) -> None:
         self._tenants[block] = tenant
         self._counts[tenant] += 1
         if self._counts[tenant] > self._max_per_tenant:
@@ -62,8 +82,7 @@ class TenantQuotas:
         if yields:
             self._yielding.setdefault(tenant, OrderedDict())[block] = None
 
-    def remove(self, block: BlockId) -> None:
-        """Count a block no more. Raises KeyError."""
+    def _remove(self, block: BlockId) -> None:
         tenant = self._tenants.pop(block)
         self._counts[tenant] -= 1
         if self._counts[tenant] <= self._max_per_tenant:
@@ -75,11 +94,3 @@ class TenantQuotas:
             blocks.pop(block, None)
             if not blocks:
                 del self._yielding[tenant]
-
-    def surplus(self) -> BlockId | None:
-        """Return the oldest block of the tenant that is most over its quota."""
-        over = [tenant for tenant in self._surplus if tenant in self._yielding]
-        if not over:
-            return None
-        most = max(over, key=lambda tenant: self._counts[tenant])
-        return next(iter(self._yielding[most]))

@@ -14,7 +14,7 @@ from heapq import merge
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from headrace.core.kvcache.eviction.marks import Kind
     from headrace.core.kvcache.eviction.odds import ReuseOdds
@@ -49,8 +49,8 @@ class RunQueues(Generic[T]):
     def __contains__(self, item: object) -> bool:
         return item in self._runs
 
-    def add(self, item: T, kind: Kind, visit: int, now: Seconds) -> Run[T]:
-        """Append an item to the newest run, if it belongs there, or begin one.
+    def add(self, items: Iterable[T], kind: Kind, visit: int, now: Seconds) -> Run[T]:
+        """Append items to the newest run, if they belong there, or begin one.
 
         One visit's items of one kind come with one and the same ``kind``.
         """
@@ -59,21 +59,25 @@ class RunQueues(Generic[T]):
             run = self._last = Run(self._num_runs, kind, visit, now)
             self._num_runs += 1
             self._queues.setdefault(kind, OrderedDict())[run.number] = run
-        run.items[item] = None
-        self._runs[item] = run
+        run.items.update(dict.fromkeys(items))
+        self._runs.update(dict.fromkeys(items, run))
         return run
 
-    def remove(self, item: T) -> None:
-        """Take an item out. Raises KeyError."""
-        run = self._runs.pop(item)
-        del run.items[item]
-        self._close(run)
+    def remove(self, items: Iterable[T]) -> None:
+        """Take items out. Raises KeyError."""
+        runs = self._runs
+        for item in items:
+            run = runs.pop(item)
+            del run.items[item]
+            if not run.items:
+                self._close(run)
 
     def pop_from(self, run: Run[T]) -> T:
         """Take the next item of a run that is not empty."""
         item, _ = run.items.popitem(last=False)
         del self._runs[item]
-        self._close(run)
+        if not run.items:
+            self._close(run)
         return item
 
     def oldest(self) -> Run[T]:
@@ -112,8 +116,6 @@ class RunQueues(Generic[T]):
             yield run
 
     def _close(self, run: Run[T]) -> None:
-        if run.items:
-            return
         queue = self._queues[run.kind]
         del queue[run.number]
         if not queue:

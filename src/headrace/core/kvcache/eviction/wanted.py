@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, KeysView
 
     from headrace.core.kvcache.table import BlockTable
     from headrace.types import BlockId
@@ -48,6 +48,11 @@ class Expectations:
         self._coming: deque[_Waiter] = deque()
         self._leaving: deque[_Waiter] = deque()
         self._num_known = 0
+
+    @property
+    def digests(self) -> KeysView[bytes]:
+        """What may have a ``rank``; nothing else has one."""
+        return self._ranks.keys()
 
     def expect(self, table: BlockTable, rank: int) -> None:
         """A table waits; lower ranks are served first."""
@@ -125,6 +130,11 @@ class WantedOrder:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def blocks(self) -> KeysView[BlockId]:
+        """What is in it."""
+        return self._entries.keys()
+
     def __contains__(self, block: object) -> bool:
         return block in self._entries
 
@@ -136,9 +146,10 @@ class WantedOrder:
             self._heap = list(self._entries.values())
             heapify(self._heap)
 
-    def remove(self, block: BlockId) -> None:
-        """Take a block out. Raises KeyError."""
-        del self._entries[block]
+    def remove(self, blocks: Iterable[BlockId]) -> None:
+        """Take blocks out. Raises KeyError."""
+        for block in blocks:
+            del self._entries[block]
 
     def pop(self) -> BlockId:
         """Take out what is wanted latest. Raises KeyError when there is nothing."""
