@@ -2,7 +2,8 @@
 
 A prompt of 131,072 tokens arrives with its block chain, alone or beside sequences that decode,
 fresh or already in the prefix cache. Timed, in processor time of the thread, is every event on
-its way: Submit, the end of each step with the plan of the next, and its own end. A run is
+its way: Submit, the end of each step with the plan of the next, its own end, and the ticks between
+them, with which its blocks are taken and given back by slices. A run is
 repeated and the least time of each event counts: all repeats do the same, what differs is noise.
 
     python benchmarks/micro/long_prompt.py [--json FILE] [--tokens 131072] [--profile]
@@ -28,6 +29,8 @@ from stepping import Requests, TimedCore, describe_run, simulated_spec
 from headrace.core.scheduler.config import SchedulerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from headrace.types import Request
 
 BLOCK_SIZE = 16
@@ -51,6 +54,8 @@ class Figure:
     step_max_ms: float
     slowest_step: int
     end_ms: float  # its last token: its blocks are given back
+    slices: int  # ticks between all of these
+    slice_max_ms: float
     without_median_ms: float  # the median step before it came
 
 
@@ -76,34 +81,36 @@ class Way:
         if self.beside:
             self.before = [self.timed.step()[1] for _ in range(40)][-20:]
 
-    def go(self, request: Request) -> list[float]:
-        """Submit it and step until it has ended: the events' milliseconds."""
+    def go(self, request: Request) -> tuple[list[float], list[float]]:
+        """Submit it and step until it has ended: milliseconds of events, and of slices."""
         timed = self.timed
         gc.collect()
         gc.freeze()
         times = [timed.submit(request)]
+        slices = timed.go_on()
         for _ in range(MAX_STEPS):
             times.append(timed.step()[1])
+            slices += timed.go_on()
             if request.id in timed.ended:
-                return times
+                return times, slices
         raise SystemExit(f"not at its end within {MAX_STEPS} steps")
 
 
-def walk(tokens: int, beside: int, *, cached: bool) -> tuple[list[float], float]:
-    """Return the times of one run, and the median step before."""
+def walk(tokens: int, beside: int, *, cached: bool) -> tuple[list[float], list[float], float]:
+    """Return the times of one run, of its slices, and the median step before."""
     way = Way(tokens, beside)
     first = way.requests.make(tokens, OUTPUT)
     times = way.go(first)
     if cached:
         times = way.go(way.requests.make(tokens + BLOCK_SIZE, OUTPUT, prefix=first.prompt))
-    return times, statistics.median(way.before or [0.0])
+    return *times, statistics.median(way.before or [0.0])
 
 
 def measure(tokens: int, beside: int, repeats: int, *, cached: bool) -> Figure:
     """Repeat a run; take the least of each event."""
     runs = [walk(tokens, beside, cached=cached) for _ in range(repeats)]
-    least = [min(times) for times in zip(*(run for run, _ in runs), strict=True)]
-    submit, *steps, end = least
+    submit, *steps, end = _least(times for times, _, _ in runs)
+    slices = _least(slices for _, slices, _ in runs)
     return Figure(
         tokens=tokens,
         beside=beside,
@@ -114,8 +121,15 @@ def measure(tokens: int, beside: int, repeats: int, *, cached: bool) -> Figure:
         step_max_ms=round(max(steps), 4),
         slowest_step=steps.index(max(steps)),
         end_ms=round(end, 4),
-        without_median_ms=round(min(before for _, before in runs), 4),
+        slices=len(slices),
+        slice_max_ms=round(max(slices, default=0.0), 4),
+        without_median_ms=round(min(before for _, _, before in runs), 4),
     )
+
+
+def _least(runs: Iterable[list[float]]) -> list[float]:
+    """Return the least time of each event."""
+    return [min(times) for times in zip(*runs, strict=True)]
 
 
 def show(figure: Figure) -> str:
@@ -124,7 +138,8 @@ def show(figure: Figure) -> str:
         f"{figure.tokens} tokens, {cached}, beside {figure.beside:3}: "
         f"submit {figure.submit_ms:.3f} ms; {figure.steps} steps, median "
         f"{figure.step_median_ms:.3f}, max {figure.step_max_ms:.3f} (step {figure.slowest_step}); "
-        f"end {figure.end_ms:.3f}; median before {figure.without_median_ms:.3f}"
+        f"end {figure.end_ms:.3f}; {figure.slices} slices, max {figure.slice_max_ms:.3f}; "
+        f"median before {figure.without_median_ms:.3f}"
     )
 
 
@@ -161,7 +176,7 @@ def main() -> int:
     if arguments.json:
         document = {**describe_run(sys.argv), "figures": [asdict(figure) for figure in figures]}
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-    worst = max(max(f.submit_ms, f.step_max_ms, f.end_ms) for f in figures)
+    worst = max(max(f.submit_ms, f.step_max_ms, f.end_ms, f.slice_max_ms) for f in figures)
     print(f"worst event {worst:.3f} ms (bar {arguments.bar:g} ms)")
     return 1 if worst > arguments.bar else 0
 

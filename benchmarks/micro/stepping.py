@@ -18,6 +18,7 @@ from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import Emit, Execute, StepDone, Submit
 from headrace.executor.base import ExecutorSpec
 from headrace.executor.simulated import SimulatedExecutor, StepTime
+from headrace.machine import Tick
 from headrace.types import PriorityClass, Request, RequestId
 
 if TYPE_CHECKING:
@@ -71,6 +72,15 @@ class TimedCore:
     def submit(self, request: Request) -> float:
         """Submit a request; return the milliseconds."""
         return self.feed(Submit(request))
+
+    def go_on(self) -> list[float]:
+        """Let what is put off go on while the device is busy; return the events' milliseconds."""
+        times: list[float] = []
+        slices = self.core.scheduler.kv.slices
+        while (wakeup := slices.next_wakeup()) is not None:
+            self.now = wakeup
+            times.append(self.feed(Tick()))
+        return times
 
     def step(self) -> tuple[StepPlan, float]:
         """Let the oldest step end; return it and the milliseconds of what follows."""

@@ -99,7 +99,7 @@ class EvictorStates(RuleBasedStateMachine):
                 block = next(b for b in range(NUM_BLOCKS) if b not in self.blocks.values())
                 table.blocks += (BlockId(block),)
                 self.blocks[digest] = BlockId(block)
-                self.evictor.published(table, depth)
+                self.evictor.published(table, [depth])
                 self.owners[block] = (tenant, depth, 0.0, "")
             block = table.blocks[depth]
             pin, by = self.owners[block][2:]

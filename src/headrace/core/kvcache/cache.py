@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 MIN_PARTIAL = 4
 """Tokens that a copied block must save: computing fewer costs about what the copy does."""
 
-SLICE = 1024
-"""Blocks that a table takes in or gives back at once. Either takes about 0.5 us a block
-(benchmarks/micro/long_prompt.py), and in one event both may happen: together 1 ms."""
+SLICE = 512
+"""Blocks that a table takes in or gives back at once. Either takes 0.3 to 0.45 us a block
+(benchmarks/micro/long_prompt.py), and one event may do both, twice: as it begins and for a step."""
 
 _EVICTION = EvictionConfig()
 
@@ -175,14 +175,17 @@ class KVCache:
 
     def publish(self, table: BlockTable, num_computed: Tokens) -> None:
         """Offer a table's full blocks to the prefix cache; ``num_computed`` tokens are done."""
+        new: list[int] = []
         for index in range(table.num_published, num_computed // self.block_size):
             block, digest, start = table.blocks[index], table.digest(index), index * self.block_size
             tokens = pack(table.tokens[start : start + self.block_size])
             content = Content(digest, table.parent(index), tokens)
             if self.ledger.is_sound(block) and self.index.add(block, content):
-                self.evictor.published(table, index)
+                new.append(index)
             self.coming.settle(digest, table)
             table.num_published = index + 1
+        if new:
+            self.evictor.published(table, new)
 
     def release(self, table: BlockTable, after: StepId | None) -> None:
         """Take a table's blocks away: from now on, or when step ``after`` is done."""

@@ -62,7 +62,7 @@ class Coming:
         never will: whoever waits is looked at once, not with every block. A maker that is less
         urgent than this sequence may have to give way to it, and is not waited for.
         """
-        index = max(len(table.blocks), table.num_found)
+        index = self._index.reach(table, max(len(table.blocks), table.num_found))
         while table.is_full(index) and self._index.find(table.digest(index)) is not None:
             index += 1
         table.num_found = index

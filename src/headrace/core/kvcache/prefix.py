@@ -63,6 +63,20 @@ class PrefixIndex:
         """The blocks that have content."""
         return self._contents.keys()
 
+    def reach(self, table: BlockTable, start: int) -> int:
+        """Guess, by bisection, up to which block a table's content is here, if it is to ``start``.
+
+        Only as far as its digests are known already.
+        """
+        low, high, blocks, chain = start, table.num_named, self._blocks, table.chain
+        while low < high:
+            middle = (low + high) // 2
+            if chain[middle] in blocks:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
     def run(self, table: BlockTable, start: int, stop: int) -> list[BlockId]:
         """Return the blocks that hold a table's content from block ``start`` on, up to a gap."""
         blocks = self._blocks

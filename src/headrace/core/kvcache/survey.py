@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.core.kvcache.blocks import BlockPool
     from headrace.core.kvcache.prefix import Content, PrefixIndex
     from headrace.core.kvcache.table import BlockTable
@@ -36,34 +38,36 @@ class Survey:
     def demand(self, table: BlockTable) -> int:
         """Return how many free blocks it takes until all of a table's tokens have a place.
 
-        Blocks that others hold and the table can share cost nothing; free cached ones do.
+        Blocks that others hold and the table can share cost nothing; free cached ones do. Which
+        those are is a guess, by bisection, as far as digests are known.
         """
-        index = len(table.blocks)
-        while index < table.num_sharable:
-            block = self._index.find(table.digest(index))
-            if block is None or not self._pool.references(block):
-                break
-            index += 1
-        return -(-len(table.tokens) // table.block_size) - index
+        held = _leading(self._is_held, table, len(table.blocks), table.num_named)
+        while held >= table.num_named and held < table.num_sharable and self._is_held(table, held):
+            held += 1
+        return -(-len(table.tokens) // table.block_size) - held
 
     def num_cached(self, table: BlockTable) -> int:
         """Guess, by bisection, how many leading blocks of a table are cached."""
-        low, high = 0, table.num_named
-        while low < high:
-            middle = (low + high) // 2
-            if self._index.find(table.digest(middle)) is None:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        return self._index.reach(table, 0)
 
     def num_shared(self, table: BlockTable) -> int:
         """Guess, by bisection, how many leading blocks of a table others hold too."""
-        low, high = 0, len(table.blocks)
-        while low < high:
-            middle = (low + high) // 2
-            if self._pool.references(table.blocks[middle]) > 1:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return _leading(self._is_shared, table, 0, len(table.blocks))
+
+    def _is_held(self, table: BlockTable, index: int) -> bool:
+        block = self._index.find(table.digest(index))
+        return block is not None and self._pool.references(block) > 0
+
+    def _is_shared(self, table: BlockTable, index: int) -> bool:
+        return self._pool.references(table.blocks[index]) > 1
+
+
+def _leading(holds: Callable[[BlockTable, int], bool], table: BlockTable, low: int, high: int) -> int:
+    """Return up to which block something holds of a table, if it does so of leading ones."""
+    while low < high:
+        middle = (low + high) // 2
+        if holds(table, middle):
+            low = middle + 1
+        else:
+            high = middle
+    return low

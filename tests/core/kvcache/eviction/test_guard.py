@@ -34,7 +34,7 @@ def test_shadows_live_through_a_slice_with_each_event():
         guard.used([number.to_bytes(32, "little")])
     for expected in (2 * SLICE, SLICE, 0, 0):
         guard.work()
-        assert len(guard._backlog) == expected
+        assert guard._num_told == expected
 
 
 def test_a_shadow_counts_a_hit_for_what_it_still_holds():

@@ -91,19 +91,18 @@ class Evictor:
         pins, quotas = self._levels.pins, self._levels.quotas
         while (block := pins.pop(until=now)) is not None:
             quotas.remove((block,))
-            self._place(block)
+            self._place((block,))
         self._levels.plain.work()
         wanted, unwanted = self._expectations.work()
-        for digest in wanted:
-            block = self._find(digest)
-            if block is not None and block in self and block not in pins:
-                self.remove((block,))
-                self._place(block)
-        for digest in unwanted:
-            block = self._find(digest)
-            if block is not None and block in self._levels.wanted:
-                self.remove((block,))
-                self._place(block)
+        if wanted:
+            free = [block for block in self._holding(wanted) if block in self and block not in pins]
+            self.remove(free)
+            self._place(free)
+        if unwanted:
+            among = self._levels.wanted.blocks
+            free = [block for block in self._holding(unwanted) if block in among]
+            self.remove(free)
+            self._place(free)
 
     def follow(self, plain: EvictionOrder) -> None:
         """Take another plain order, before there is anything in the one there is."""
@@ -130,14 +129,14 @@ class Evictor:
         if marks:
             self._levels.plain.used(marks, self._now)
 
-    def published(self, table: BlockTable, index: int) -> None:
-        """A table's block ``index`` holds content that can be hit from now on."""
+    def published(self, table: BlockTable, indices: Sequence[int]) -> None:
+        """These blocks of a table hold content that can be hit from now on."""
         visit = self._visits.of(table, None)
-        digest = table.chain[index]
-        self._regrets.computed(digest)
-        mark = Mark(digest, index, visit.turn, visit)
-        self._marks[table.blocks[index]] = mark
-        self._levels.plain.used((mark,), self._now)
+        marks = [Mark(table.chain[index], index, visit.turn, visit) for index in indices]
+        for index, mark in zip(indices, marks, strict=True):
+            self._regrets.computed(mark.digest)
+            self._marks[table.blocks[index]] = mark
+        self._levels.plain.used(marks, self._now)
 
     def add(self, blocks: Sequence[BlockId]) -> None:
         """Published blocks that are in use no more. Their owner's retention runs from now."""
@@ -210,15 +209,22 @@ class Evictor:
             return False
         return True
 
-    def _place(self, block: BlockId) -> None:
-        """Put a free block where it belongs, unless that is among the pins."""
-        mark, levels = self._marks[block], self._levels
-        rank = self._expectations.rank(mark.digest)
-        if rank is None:
-            levels.plain.add((block,), (mark,), self._now)
-        else:
-            levels.wanted.add(block, rank, mark.depth)
-        levels.quotas.add((block,), (mark,), yields=rank is None)
+    def _holding(self, digests: list[bytes]) -> list[BlockId]:
+        """Return the blocks that hold these, as far as any does."""
+        found = map(self._find, digests)
+        return [block for block in found if block is not None]
+
+    def _place(self, blocks: Sequence[BlockId]) -> None:
+        """Put free blocks where they belong, unless that is among the pins."""
+        levels = self._levels
+        for block in blocks:
+            mark = self._marks[block]
+            rank = self._expectations.rank(mark.digest)
+            if rank is None:
+                levels.plain.add((block,), (mark,), self._now)
+            else:
+                levels.wanted.add(block, rank, mark.depth)
+            levels.quotas.add((block,), (mark,), yields=rank is None)
 
     def _next(self) -> BlockId:
         levels = self._levels

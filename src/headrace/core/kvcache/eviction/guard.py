@@ -78,21 +78,28 @@ class Guard:
 
     def work(self) -> None:
         """Let the shadows live through a slice of what was told."""
-        for _ in range(min(self._num_told, max(SLICE, self._num_told - MAX_BACKLOG))):
+        left = min(self._num_told, max(SLICE, self._num_told - MAX_BACKLOG))
+        self._num_told -= left
+        while left:
             digests, release = self._backlog[0]
-            digest = digests.pop()
-            self._num_told -= 1
+            most = left if release else min(left, _AGE_EVERY - self._num_uses % _AGE_EVERY)
+            part = digests[: -most - 1 : -1]
+            del digests[-most:]
+            left -= len(part)
             if not digests:
                 self._backlog.popleft()
-            if release is not None:
-                self._by_age.release(digest, release)
-                self._by_odds.release(digest, release)
-                continue
-            self._by_age.use(digest)
-            self._by_odds.use(digest)
-            self._num_uses += 1
-            if self._num_uses % _AGE_EVERY == 0:
-                self._judge()
+            if release:
+                self._by_age.release(part, release)
+                self._by_odds.release(part, release)
+            else:
+                self._use(part)
+
+    def _use(self, digests: list[bytes]) -> None:
+        self._by_age.use(digests)
+        self._by_odds.use(digests)
+        self._num_uses += len(digests)
+        if self._num_uses % _AGE_EVERY == 0:
+            self._judge()
 
     def _tell(self, digests: Sequence[bytes], release: _Release | None) -> None:
         one_in = self._one_in
@@ -125,20 +132,20 @@ class _Shadow:
         self._chosen: tuple[Run[bytes], Seconds] | None = None
         self.hits = 0.0
 
-    def use(self, digest: bytes) -> None:
-        if digest in self._free:
-            self._free.remove((digest,))
-            self.hits += 1
-        elif digest in self._in_use:
-            self.hits += 1
-        self._in_use.add(digest)
+    def use(self, digests: list[bytes]) -> None:
+        free, in_use = self._free, self._in_use
+        found = [digest for digest in digests if digest in free.items]
+        self.hits += len(found) + sum([digest in in_use for digest in digests])
+        free.remove(found)
+        in_use.update(digests)
 
-    def release(self, digest: bytes, release: _Release) -> None:
+    def release(self, digests: list[bytes], release: _Release) -> None:
         kind, visit, now = release
-        if digest not in self._in_use:
+        used = [digest for digest in digests if digest in self._in_use]
+        if not used:
             return
-        self._in_use.remove(digest)
-        self._free.add((digest,), kind, visit, now)
+        self._in_use.difference_update(used)
+        self._free.add(used, kind, visit, now)
         while self._free and len(self._in_use) + len(self._free) > self._capacity:
             self._free.pop_from(self._victim(now))
 

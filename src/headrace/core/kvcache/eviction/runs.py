@@ -14,7 +14,7 @@ from heapq import merge
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, KeysView
 
     from headrace.core.kvcache.eviction.marks import Kind
     from headrace.core.kvcache.eviction.odds import ReuseOdds
@@ -49,6 +49,11 @@ class RunQueues(Generic[T]):
     def __contains__(self, item: object) -> bool:
         return item in self._runs
 
+    @property
+    def items(self) -> KeysView[T]:
+        """What is in it."""
+        return self._runs.keys()
+
     def add(self, items: Iterable[T], kind: Kind, visit: int, now: Seconds) -> Run[T]:
         """Append items to the newest run, if they belong there, or begin one.
 
@@ -59,8 +64,10 @@ class RunQueues(Generic[T]):
             run = self._last = Run(self._num_runs, kind, visit, now)
             self._num_runs += 1
             self._queues.setdefault(kind, OrderedDict())[run.number] = run
-        run.items.update(dict.fromkeys(items))
-        self._runs.update(dict.fromkeys(items, run))
+        own, runs = run.items, self._runs
+        for item in items:
+            own[item] = None
+            runs[item] = run
         return run
 
     def remove(self, items: Iterable[T]) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from headrace.core.kvcache.table import BlockTable
     from headrace.types import BlockId
 
-SLICE = 256
-"""Digests taken in or forgotten with one event."""
+SLICE = 128
+"""Digests taken in or forgotten with one event: 0.2 ms."""
 
 _MIN_STALE = 64  # entries of a heap that may be stale before it is built anew
 
