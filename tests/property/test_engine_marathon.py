@@ -45,6 +45,7 @@ class Marathon:
             batch_itl=choose([None, 0.01]),
             audit_steps=choose([1, 64]),
             max_setbacks=choose([0, 1, 3]),
+            slice_blocks=choose([1, 2, 512]),
         )
         self.engine = simulated_engine(spec, config)
         self.prefixes = [[self.random.randrange(VOCABULARY) for _ in range(60)] for _ in range(3)]

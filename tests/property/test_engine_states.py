@@ -42,6 +42,7 @@ class EngineStates(RuleBasedStateMachine):
         speculation=st.sampled_from(Speculation),
         max_drafts=st.sampled_from([1, 4, 16]),
         repeats=st.booleans(),
+        slice_blocks=st.sampled_from([1, 2, 1024]),
     )
     def build(
         self,
@@ -57,6 +58,7 @@ class EngineStates(RuleBasedStateMachine):
         speculation: Speculation,
         max_drafts: int,
         repeats: bool,
+        slice_blocks: int,
     ):
         self.repeats = repeats
         self.spec = simulated_spec(
@@ -74,6 +76,7 @@ class EngineStates(RuleBasedStateMachine):
             batch_itl=itl,
             speculation=speculation,
             max_drafts=max_drafts,
+            slice_blocks=slice_blocks,
         )
         self.engine = simulated_engine(self.spec, config, repeats=repeats)
         self.requests: dict[RequestId, Request] = {}

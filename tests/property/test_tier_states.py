@@ -32,6 +32,7 @@ class TierStates(RuleBasedStateMachine):
         depth=st.sampled_from([1, 2]),
         transfer_blocks=st.sampled_from([1, 3, 8]),
         outlives=st.booleans(),
+        slice_blocks=st.sampled_from([1, 1024]),
     )
     def build(
         self,
@@ -41,12 +42,16 @@ class TierStates(RuleBasedStateMachine):
         depth: int,
         transfer_blocks: int,
         outlives: bool,
+        slice_blocks: int,
     ):
         self.spec = simulated_spec(
             num_blocks=num_blocks, block_size=block_size, max_model_len=60, vocab_size=VOCABULARY
         )
         config = SchedulerConfig(
-            max_num_seqs=4, max_num_batched_tokens=budget, max_steps_in_flight=depth
+            max_num_seqs=4,
+            max_num_batched_tokens=budget,
+            max_steps_in_flight=depth,
+            slice_blocks=slice_blocks,
         )
         tiers = TierConfig(
             transfer_blocks=transfer_blocks, block_seconds={Tier.HOST: 1e-5}, outlives=outlives

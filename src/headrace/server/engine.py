@@ -250,6 +250,7 @@ def scheduler_config(settings: EngineSettings) -> SchedulerConfig:
             pinned_share=settings.pinned_share,
             tenant_share=settings.tenant_share,
         ),
+        slice_blocks=settings.slice_blocks,
         audit_steps=settings.audit_steps,
         shed_stalled=settings.shed_stalled,
         max_setbacks=settings.max_setbacks,

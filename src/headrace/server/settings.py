@@ -161,6 +161,10 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         float,
         Meta(ge=0.01, le=1, description="of the KV cache, what a tenant keeps from others; 1: all"),
     ] = 1.0
+    slice_blocks: Annotated[
+        int,
+        Meta(ge=1, le=1 << 24, description="blocks that a long prompt takes or frees at once"),
+    ] = 512
     audit_steps: Annotated[
         int, Meta(ge=0, le=1 << 20, description="steps between checks of all blocks; 0: never")
     ] = 256

@@ -24,6 +24,7 @@ from headrace.core.scheduler.events import (
     Transfer,
 )
 from headrace.errors import InvariantBroken
+from headrace.machine import Tick
 from headrace.testing.journal import Journal
 from headrace.testing.tier_store import TierStore
 
@@ -123,15 +124,23 @@ class EngineHarness:
             self.feed(StepDone(plan.step_id, result))
         return plan
 
+    def go_on(self) -> None:
+        """Wait until the core goes on with what it put off."""
+        self.now = max(self.now, self.core.scheduler.kv.slices.next_wakeup() or self.now)
+        self.feed(Tick())
+
     def finish_transfer(self, index: int = 0, *, limit: int | None = None) -> None:
         """Let a pending transfer end."""
         for event in self.store.finish(index, limit=limit):
             self.feed(event)
 
     def run_until_idle(self, max_steps: int = 10_000) -> None:
-        """Finish steps and transfers until none is in flight."""
+        """Finish steps, transfers and what was put off until nothing is left to do."""
+        slices = self.core.scheduler.kv.slices
         for _ in range(max_steps):
-            if self.store.pending:
+            if slices.are_due and not self._running:
+                self.go_on()
+            elif self.store.pending:
                 self.finish_transfer()
             elif self._running:
                 self.finish_step()

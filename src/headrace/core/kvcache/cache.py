@@ -31,7 +31,7 @@ from headrace.core.kvcache.eviction.evictor import Evictor
 from headrace.core.kvcache.leaving import Leaving
 from headrace.core.kvcache.ledger import BlockLedger
 from headrace.core.kvcache.prefix import Content, PrefixIndex
-from headrace.core.kvcache.slices import Slices
+from headrace.core.kvcache.slices import SLICE, Slices
 from headrace.core.kvcache.survey import Survey
 from headrace.core.kvcache.taking import Taking
 from headrace.core.kvcache.tiers import NoTiers
@@ -47,10 +47,6 @@ if TYPE_CHECKING:
 
 MIN_PARTIAL = 4
 """Tokens that a copied block must save: computing fewer costs about what the copy does."""
-
-SLICE = 512
-"""Blocks that a table takes in or gives back at once. Either takes 0.3 to 0.45 us a block
-(benchmarks/micro/long_prompt.py), and one event may do both, twice: as it begins and for a step."""
 
 _EVICTION = EvictionConfig()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.kvcache.eviction.config import EvictionConfig
+from headrace.core.kvcache.slices import SLICE
 from headrace.core.scheduler.drafts import Speculation
 from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.preemption import Preemption
@@ -55,6 +56,9 @@ class SchedulerConfig:
     """Refuse at once what cannot be served within what it asks for."""
     eviction: EvictionConfig = field(default_factory=EvictionConfig)
     """Which cached content goes first."""
+    slice_blocks: int = SLICE
+    """Blocks that a sequence takes from the prefix cache, or gives back, at once: a longer one goes
+    on with the events that follow. 1..16777216; the most: always all at once."""
     audit_steps: int = 256
     """Steps between two comparisons of all tables with memory's books; 0: never. 0..1048576."""
     shed_stalled: bool = True
@@ -71,6 +75,7 @@ class SchedulerConfig:
             ("max_steps_in_flight", self.max_steps_in_flight, 1, 2),
             ("max_passes", self.max_passes, 0, 1 << 20),
             ("max_drafts", self.max_drafts, 1, 64),
+            ("slice_blocks", self.slice_blocks, 1, 1 << 24),
             ("audit_steps", self.audit_steps, 0, 1 << 20),
             ("max_setbacks", self.max_setbacks, 0, 1 << 20),
             ("report_period", self.report_period, 0.001, 3600),

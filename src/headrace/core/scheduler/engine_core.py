@@ -335,6 +335,7 @@ def build_engine_core(
         share_partial=config.share_partial,
         share_waiting=config.share_waiting,
         eviction=config.eviction,
+        slice_blocks=config.slice_blocks,
     )
     model = StepModel(calibration=spec.calibration)
     ledger = Ledger(capacity=spec.num_blocks * spec.block_size, fair=config.fair)
