@@ -121,11 +121,13 @@ def prompts_of(trace: Trace) -> list[Prompt]:
 def serve_at_once(prompts: Sequence[Prompt], capacity: int, name: str) -> float:
     """Return the share of tokens found by one cache without a queue."""
     order = "lru" if name == "belady" else name
+    room = capacity // BLOCK_TOKENS
     kv = KVCache(
-        num_blocks=capacity // BLOCK_TOKENS,
+        num_blocks=room,
         block_size=BLOCK_TOKENS,
         share_partial=False,
         eviction=EvictionConfig(order=order),
+        slice_blocks=room,
     )
     belady = Belady(prompt.chain for prompt in prompts) if name == "belady" else None
     if belady is not None:
@@ -139,7 +141,7 @@ def serve_at_once(prompts: Sequence[Prompt], capacity: int, name: str) -> float:
         table = BlockTable([0] * (num_blocks * BLOCK_TOKENS + 1), BLOCK_TOKENS, ROOT)
         table.chain = list(prompt.chain)
         table.owner = Owner(session=prompt.session)
-        found += min(kv.take_cached(table), prompt.num_tokens)
+        found += min(kv.take_cached(table) or 0, prompt.num_tokens)
         total += prompt.num_tokens
         if kv.grow(table, num_blocks * BLOCK_TOKENS):
             kv.publish(table, num_blocks * BLOCK_TOKENS)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.machine import Tick
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec, undisturbed
-from headrace.testing.harness import EngineHarness
 from headrace.types import FinishReason, Request, RequestId
+
+if TYPE_CHECKING:
+    from headrace.testing.harness import EngineHarness
 
 SLICE = 3
 LENGTH = 81

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from playing import STOP, VOCABULARY, quantile, rehearsal, request_of
 
 from headrace.core.costs.step_model import StepModel
@@ -27,10 +29,12 @@ SIZE = 4
 class Stage:
     """A cache, and sequences that run on it."""
 
-    def __init__(self, policy: Preemption = Preemption.LEAST_REGRET) -> None:
+    def __init__(
+        self, policy: Preemption = Preemption.LEAST_REGRET, *, max_setbacks: int = 0
+    ) -> None:
         self.kv = KVCache(num_blocks=256, block_size=SIZE)
         self.patience = Patience()
-        self.victims = Victims(self.kv, StepModel(), policy, self.patience)
+        self.victims = Victims(self.kv, StepModel(), policy, self.patience, max_setbacks)
         self.running: list[Sequence] = []
 
     def run(self, prompt: list[int] | int, max_tokens: int, rank: int = 1) -> Sequence:
@@ -55,6 +59,9 @@ class Stage:
         self.running.append(sequence)
         return sequence
 
+    def first(self, among: list[Sequence] | None = None) -> Sequence:
+        return next(self.victims.in_turn(self.running if among is None else among))
+
     def waiting(self, prompt: list[int] | int) -> Sequence:
         if isinstance(prompt, int):
             prompt = [9000 + i for i in range(prompt)]
@@ -73,21 +80,21 @@ def test_last_in_takes_the_newest():
     stage = Stage(Preemption.LAST_IN)
     stage.run(40, 50)
     newest = stage.run(8, 9)
-    assert stage.victims.choose(stage.running) is newest
+    assert stage.first() is newest
 
 
 def test_of_equals_the_one_that_would_go_on_asking_is_the_victim():
     stage = Stage()
     asks = stage.run(40, 200)
     stage.run(40, 45)
-    assert stage.victims.choose(stage.running) is asks
+    assert stage.first() is asks
 
 
 def test_the_one_that_loses_least_is_the_victim_whatever_it_would_ask_for():
     stage = Stage()
     little = stage.run(20, 30)
     stage.run(40, 500)
-    assert stage.victims.choose(stage.running) is little
+    assert stage.first() is little
 
 
 def test_what_others_hold_too_is_not_lost():
@@ -96,14 +103,14 @@ def test_what_others_hold_too_is_not_lost():
     stage.run([*prefix, *range(100, 120)], 200)
     shares = stage.run([*prefix, *range(200, 208)], 200)
     stage.run(40, 200)
-    assert stage.victims.choose(stage.running) is shares
+    assert stage.first() is shares
 
 
 def test_the_batch_class_goes_first_whatever_it_loses():
     stage = Stage()
     stage.run(8, 500)
     batch = stage.run(80, 81, rank=2)
-    assert stage.victims.choose(stage.running) is batch
+    assert stage.first() is batch
 
 
 def test_a_class_whose_turn_it_is_has_no_disadvantage():
@@ -113,8 +120,38 @@ def test_a_class_whose_turn_it_is_has_no_disadvantage():
     for _ in range(1000):
         stage.patience.note(wants=[True] * 3, got=[0.0, 0.1, 0.0], seconds=0.1)
     assert stage.patience.has_turn(2)
-    assert stage.victims.choose([each for each in stage.running if each is not asks])
-    assert stage.victims.choose(stage.running) is not stage.running[1]
+    assert stage.first([each for each in stage.running if each is not asks])
+    assert stage.first() is not stage.running[1]
+
+
+@given(
+    prompts=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(1, 9), st.integers(1, 2)),
+        min_size=1,
+        max_size=8,
+    ),
+    setbacks=st.lists(st.integers(0, 2), min_size=8, max_size=8),
+    policy=st.sampled_from(Preemption),
+)
+def test_victims_in_turn_are_those_that_would_be_chosen_each_time_anew(
+    prompts: list[tuple[int, int, int, int]], setbacks: list[int], policy: Preemption
+):
+    stage = Stage(policy, max_setbacks=2)
+    for number, (prefix, shared, own, rank) in enumerate(prompts):
+        tail = [1000 * (number + 1) + i for i in range(own)]
+        sequence = stage.run([*[prefix] * (SIZE * shared), *tail], 60, rank=rank)
+        sequence.num_setbacks = setbacks[number]
+    left = list(stage.running)
+    for victim in stage.victims.in_turn(stage.running):
+        anew = Victims(stage.kv, StepModel(), policy, stage.patience, 2)
+        candidates = anew.unspared(left) or left
+        if policy is Preemption.LAST_IN:
+            assert victim is candidates[-1]
+        else:
+            assert victim is min(candidates, key=anew._regret)
+        left.remove(victim)
+        stage.kv.release(victim.table, after=None)
+    assert not left
 
 
 def test_freed_are_the_blocks_that_nobody_shares_and_one_to_grow():

@@ -210,12 +210,12 @@ def test_who_was_sent_back_again_and_again_is_spared(preemption: Preemption):
     engine.finish_step()
     running = engine.core.scheduler.running.sequences
     victims = engine.core.scheduler._victims
-    usual = victims.choose(running)
+    usual = next(victims.in_turn(running))
     usual.num_setbacks = 2
-    assert victims.choose(running) is not usual
+    assert next(victims.in_turn(running)) is not usual
     for sequence in running:
         sequence.num_setbacks = 2
-    assert victims.choose(running) is usual  # somebody must
+    assert next(victims.in_turn(running)) is usual  # somebody must
 
 
 def test_computing_again_without_end_is_a_livelock_and_ends_the_worst():

@@ -111,9 +111,7 @@ class BlockPool:
         for block in blocks:
             references[block] += 1
 
-    def give_back(
-        self, blocks: Collection[BlockId], kept: Container[BlockId]
-    ) -> Sequence[BlockId]:
+    def give_back(self, blocks: Collection[BlockId], kept: Container[BlockId]) -> Sequence[BlockId]:
         """Drop a reference to each block; return those that had none.
 
         With its last reference a block is free, if it is in ``kept``: as a cached one.

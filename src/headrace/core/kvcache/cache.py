@@ -81,8 +81,9 @@ class KVCache:
     ``share_partial`` allows copy-on-write: a sequence whose next tokens begin a cached block
     that goes on differently gets a copy of it. ``share_waiting`` lets one wait for content that
     another computes. ``index``, ``coming``, ``ledger`` and ``survey`` are to be asked, and are
-    changed by nobody else; ``slices`` are to go on with each event; ``evictor`` is to be told the time and who waits, and asked for figures.
-    ``tiers`` are below; who builds them sets them. At most ``slice_blocks`` change hands at once.
+    changed by nobody else; ``evictor`` is to be told the time and who waits, and asked for figures.
+    ``tiers`` are below; who builds them sets them. ``slices``, of at most ``slice_blocks``, go on
+    with each event.
     """
 
     def __init__(
@@ -230,7 +231,9 @@ class KVCache:
         if strangers:
             raise InvariantBroken(f"nobody computes the content that is coming: {strangers}")
         if sum(1 for _ in self.slices.leaving.blocks()) != self.slices.leaving.num_places:
-            raise InvariantBroken(f"{self.slices.leaving.num_places} places of leaving blocks counted")
+            raise InvariantBroken(
+                f"{self.slices.leaving.num_places} places of leaving blocks counted"
+            )
 
     def _holders(self, tables: Iterable[BlockTable]) -> Counter[BlockId]:
         """Count who holds each block."""

@@ -51,7 +51,14 @@ class Coming:
 
     def give_up(self, table: BlockTable) -> None:
         """Nothing more of what a table announced, or was going to, will come from it."""
-        for digest in table.chain[table.num_published :]:
+        num_announced = len(table.blocks)
+        for digest in table.chain[table.num_published : num_announced]:
+            self.settle(digest, table)
+        if len(table.chain) - num_announced <= len(self._awaited):
+            later = table.chain[num_announced:]
+        else:
+            later = [digest for digest, maker in self._awaited.items() if maker is table]
+        for digest in later:
             self.settle(digest, table)
 
     def awaits(self, table: BlockTable) -> bool:
@@ -83,8 +90,9 @@ class Coming:
     def forget_strangers(self, tables: Container[BlockTable]) -> None:
         """Take back what none of ``tables`` will ever compute."""
         for digest in self.of_strangers(tables):
-            if stranger := self._makers.get(digest):
-                self.give_up(stranger)
+            stranger = self._makers[digest]
+            self.settle(digest, stranger)
+            self.give_up(stranger)
 
     def of_strangers(self, tables: Container[BlockTable]) -> list[bytes]:
         """Return what comes from none of ``tables``: nothing, or the ledger is wrong."""

@@ -2,7 +2,7 @@
 
 Blocks leave in **runs**, a table's at a time. A run waits behind a **fence** until the step that
 touches it is done; then its blocks are given back, at most ``slice_blocks`` at once and the rest
-with the events that follow. Somebody who needs the memory does not wait for that: see ``Slices.regain``.
+with the events that follow. Who needs the memory does not wait for that: see ``Slices.regain``.
 
 To the books (ledger.py) all of them are held; it knows no tables and no content.
 """

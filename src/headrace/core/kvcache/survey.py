@@ -62,7 +62,9 @@ class Survey:
         return self._pool.references(table.blocks[index]) > 1
 
 
-def _leading(holds: Callable[[BlockTable, int], bool], table: BlockTable, low: int, high: int) -> int:
+def _leading(
+    holds: Callable[[BlockTable, int], bool], table: BlockTable, low: int, high: int
+) -> int:
     """Return up to which block something holds of a table, if it does so of leading ones."""
     while low < high:
         middle = (low + high) // 2

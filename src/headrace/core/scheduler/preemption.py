@@ -19,10 +19,11 @@ Where outputs end long before max_tokens (tests), it takes less.
 from __future__ import annotations
 
 from enum import StrEnum
+from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as List
 
     from headrace.core.costs.step_model import StepModel
@@ -63,12 +64,21 @@ class Victims:
         self.are_awaited = False  # by somebody better, until no step is in flight
         self.headroom = Headroom(kv.block_size, adapts=policy is Preemption.LEAST_REGRET)
 
-    def choose(self, running: List[Sequence]) -> Sequence:
-        """Return whom to preempt; ``running`` is in order of arrival and not empty."""
-        candidates = self.unspared(running) or running
-        if self._policy is Preemption.LAST_IN:
-            return candidates[-1]
-        return min(candidates, key=self._regret)
+    def in_turn(self, running: Iterable[Sequence]) -> Iterator[Sequence]:
+        """Yield whom to preempt, one after the other, as things are then.
+
+        ``running`` is in order of arrival; those that are spared come last. Nobody's regret gets
+        less as others go (what it shared with them it then holds alone), so one that is still the
+        least when looked at again is the least of all: O(log n) each, but for the first.
+        """
+        sequences = list(running)
+        unspared = self.unspared(sequences)
+        chosen = {sequence.id for sequence in unspared}
+        for group in (unspared, [each for each in sequences if each.id not in chosen]):
+            if self._policy is Preemption.LAST_IN:
+                yield from reversed(group)
+            else:
+                yield from self._by_regret(group)
 
     def unspared(self, running: Iterable[Sequence]) -> list[Sequence]:
         """Return those who may be preempted."""
@@ -85,6 +95,18 @@ class Victims:
         shared = any(table.begins_like(each.table) for each in sequences)  # and lost with them
         demand = kv.blocks_for(len(table.tokens)) if shared else kv.survey.demand(table)
         return demand <= spare + sum(self._num_freed(each) for each in sequences)
+
+    def _by_regret(self, sequences: List[Sequence]) -> Iterator[Sequence]:
+        heap = [(self._regret(sequence), sequence) for sequence in sequences]
+        heapify(heap)
+        while heap:
+            regret, sequence = heap[0]
+            now = self._regret(sequence)
+            if now > regret:
+                heapreplace(heap, (now, sequence))
+            else:
+                heappop(heap)
+                yield sequence
 
     def _num_freed(self, sequence: Sequence) -> int:
         """Count the blocks that a sequence holds alone, or that are promised to it."""

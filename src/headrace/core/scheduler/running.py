@@ -69,16 +69,16 @@ class Running:
         """Return the tables of all."""
         return [sequence.table for sequence in self.sequences]
 
-    def num_growing(self) -> int:
-        """Count the decodes whose next token begins a new block."""
+    def growing(self) -> set[SequenceId]:
+        """Return the decodes whose next token begins a new block."""
         block_size = self._kv.block_size
-        return sum(
-            1
+        return {
+            s.id
             for s in self.sequences
             if s.num_missing <= 1
             and s.num_computed == len(s.table.blocks) * block_size
             and len(s.tokens) + s.num_unseen < s.max_tokens
-        )
+        }
 
     def behind(self) -> list[Sequence]:
         """Return those that lack more than their next token."""

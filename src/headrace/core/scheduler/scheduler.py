@@ -155,13 +155,17 @@ class Scheduler:
     def _make_room(self) -> bool:
         """See to it that every decode gets the block it needs; False: a step must end first."""
         running, kv = self.running, self.kv
-        while len(running) > kv.num_free:
-            lacking = running.num_growing() - kv.num_free
-            if kv.slices.regain(lacking) >= lacking:
-                break
+        if len(running) <= kv.num_free:
+            return True
+        growing, victims = running.growing(), self._victims.in_turn(running)
+        while (lacking := len(growing) - kv.num_free) > 0:
+            if kv.slices.regain(lacking):
+                continue
             if self.in_flight:
                 return False
-            self._preempt(self._victims.choose(running.sequences))
+            victim = next(victims)
+            growing.discard(victim.id)
+            self._preempt(victim)
             self._victims.headroom.preempted()
         return True
 
@@ -261,12 +265,12 @@ class Scheduler:
         if self.in_flight:
             self._victims.are_awaited = True
             return 0
-        while yielding and not self._fits(step, newcomer):
-            victim = self._victims.choose(yielding)
-            yielding.remove(victim)
+        for victim in self._victims.in_turn(yielding):
             self._preempt(victim)
             step.spare = self.running.num_spare(self.running.behind(), self._victims.headroom)
-        return self._fits(step, newcomer)
+            if taken := self._fits(step, newcomer):
+                return taken
+        return 0
 
     def _start(self, step: Step, sequence: Sequence) -> bool:
         """Let a newcomer run; False if it finds no time, or blocks that it counted on have gone."""
@@ -274,8 +278,7 @@ class Scheduler:
         sequence.target = self.pace.target(sequence.request.itl, yields=sequence.yields)
         self.running.add(sequence)
         self._rows.chunk(step, sequence, least=1)
-        is_planned = bool(step.sequences) and step.sequences[-1] is sequence
-        if not is_planned and not sequence.table.num_taken:
+        if not (sequence.is_begun or sequence.table.num_taken):
             del step.copies[num_copies:]
             self.running.take_back(sequence)
             return False

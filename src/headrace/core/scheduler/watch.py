@@ -71,7 +71,8 @@ class Watch:
         """Return what is wrong with memory's books, having put them right."""
         scheduler, kv = self._scheduler, self._scheduler.kv
         in_flight = scheduler.in_flight
-        stray = kv.slices.leaving.oldest_fence < (in_flight[0].id if in_flight else StepId(self._counters.steps))
+        oldest = in_flight[0].id if in_flight else StepId(self._counters.steps)
+        stray = kv.slices.leaving.oldest_fence < oldest
         is_left = not scheduler.running.sequences and kv.ledger.num_entries != self._num_entries()
         if kv.ledger.is_balanced and not stray and not is_left and self._adds_up():
             return []
