@@ -90,9 +90,9 @@ class Coming:
     def forget_strangers(self, tables: Container[BlockTable]) -> None:
         """Take back what none of ``tables`` will ever compute."""
         for digest in self.of_strangers(tables):
-            stranger = self._makers[digest]
-            self.settle(digest, stranger)
-            self.give_up(stranger)
+            if stranger := self._makers.get(digest):
+                self.settle(digest, stranger)
+                self.give_up(stranger)
 
     def of_strangers(self, tables: Container[BlockTable]) -> list[bytes]:
         """Return what comes from none of ``tables``: nothing, or the ledger is wrong."""
