@@ -63,7 +63,7 @@ def test_a_cached_prompt_is_in_no_step_before_it_has_all_of_its_prefix(steps_in_
     engine.submit(request_of("again"))
     assert not engine.num_in_flight
     num_events = 0
-    while not engine.num_in_flight:
+    while not engine.num_in_flight and num_events < LENGTH:
         before = engine.core.scheduler.kv.num_free
         engine.go_on()
         assert num_moved(engine, before) <= SLICE + 2  # a copy, and a block to grow into

@@ -26,6 +26,14 @@ def test_what_a_waiting_request_will_hit_goes_last():
     assert sorted(cache.lost) == [20, 21, 30, 31]
 
 
+def test_what_two_requests_that_came_at_once_will_hit_goes_last_too():
+    cache = filled()
+    for rank in (0, 1):
+        cache.kv.evictor.expect(table_of(Ask(3.0, (10, 11, 12))), rank=rank)
+    cache.serve(Ask(3.0, (40, 41, 42, 43)))
+    assert sorted(cache.lost) == [20, 21, 30, 31]
+
+
 @pytest.mark.parametrize(("lookahead", "order"), [(0, "foresight"), (65536, "lru")])
 def test_the_queue_is_not_looked_at_if_that_is_switched_off(lookahead: int, order: str):
     cache = filled(lookahead=lookahead, order=order)

@@ -210,8 +210,8 @@ class Evictor:
         return True
 
     def _holding(self, digests: list[bytes]) -> list[BlockId]:
-        """Return the blocks that hold these, as far as any does."""
-        found = map(self._find, digests)
+        """Return the blocks that hold these, as far as any does; each once."""
+        found = map(self._find, dict.fromkeys(digests))
         return [block for block in found if block is not None]
 
     def _place(self, blocks: Sequence[BlockId]) -> None:
