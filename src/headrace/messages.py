@@ -29,7 +29,7 @@ from headrace.types import (
     TierFigures,
 )
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 Count = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
@@ -90,6 +90,7 @@ class Welcome(
     max_num_seqs: Count
     pid: Count
     max_num_batched_tokens: Count = 0
+    epoch: Count = 0  # of two lives of one replica, the later one's is higher
 
 
 class Logprobs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -178,12 +179,15 @@ class Beat(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag
     """An engine's heartbeat, at fixed intervals whether or not it has work.
 
     ``step_seconds`` is how long the step under way has taken so far, 0 without one.
+    ``kv_changes`` is the number of the last KvChange, whether or not it was sent on this
+    connection: a gateway that has not got it sees the gap though no other change follows.
     """
 
     step_seconds: float
     resident_bytes: Count
     open_fds: Count
     cpu_seconds: float  # of the process, since its start
+    kv_changes: Count | None = None
 
 
 class KvSnapshotRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
@@ -195,13 +199,14 @@ class KvChange(
 ):
     """What the prefix cache gained and lost; keys are packed u64 (little-endian).
 
-    ``number`` counts from 1 since the engine's start. Dropped first when a connection is full: the
-    gateway sees the gap.
+    ``number`` counts from 1 since the engine's start, ``epoch`` is that of its Welcome. Dropped
+    first when a connection is full: the gateway sees the gap.
     """
 
     number: Count
     stored: bytes
     removed: bytes
+    epoch: Count = 0
 
 
 class KvContent(
@@ -211,6 +216,7 @@ class KvContent(
 
     number: Count
     keys: bytes
+    epoch: Count = 0
 
 
 class Member(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):

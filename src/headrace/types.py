@@ -163,7 +163,7 @@ class Output(NamedTuple):
     request_id: RequestId
     tokens: tuple[TokenId, ...]
     finish: FinishReason | None
-    cached_tokens: Tokens  # prompt tokens found in the prefix cache when first scheduled
+    cached_tokens: Tokens | None  # of the prompt, found when first scheduled; None: not said
     logprobs: tuple[TokenLogprobs, ...] = ()
     reason: str = ""  # for a client to read, when finish is ERROR
     timing: EngineTiming | None = None  # beside its first token, and nowhere else

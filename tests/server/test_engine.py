@@ -93,12 +93,15 @@ class Client:
         number: int,
         stored: tuple[BlockKey, ...],
         removed: tuple[BlockKey, ...],
+        epoch: int = 0,
     ) -> None:
         assert number == self.kv_number + 1
         self.kv_number = number
         self.keys = (self.keys | set(stored)) - set(removed)
 
-    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+    def kv_listed(
+        self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...], epoch: int = 0
+    ) -> None:
         self.kv_number, self.keys = number, set(keys)
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:

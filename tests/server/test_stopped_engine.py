@@ -74,10 +74,13 @@ class Heard:
         number: int,
         stored: tuple[BlockKey, ...],
         removed: tuple[BlockKey, ...],
+        epoch: int = 0,
     ) -> None:
         pass
 
-    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+    def kv_listed(
+        self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...], epoch: int = 0
+    ) -> None:
         pass
 
     async def silence(self) -> None:

@@ -25,7 +25,7 @@ _EPILOG = """examples:
   headrace ps --watch          # again and again
   headrace ps --json"""
 
-_HEADS = ("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "SINCE", "RESTARTS")
+_HEADS = ("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "INDEX", "SINCE", "RESTARTS")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +66,16 @@ def _cells(row: ReplicaRow) -> Sequence[str]:
         running,
         f"{row.kv_used:.0%}",
         f"{row.cached_share:.0%}",
+        _index(row),
         duration(row.seconds_in_state),
         str(row.restarts),
     )
+
+
+def _index(row: ReplicaRow) -> str:
+    """What the router's knowledge of its prefix cache is worth, and how right it was lately."""
+    accuracy = "" if row.index_accuracy is None else f" {row.index_accuracy:.0%}"
+    return f"{row.index}{accuracy}" or "-"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:

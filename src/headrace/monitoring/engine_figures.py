@@ -17,6 +17,7 @@ _WHILE_THERE = (
     table.KV_BLOCKS,
     table.KV_TIER_BYTES,
     table.PREFIX_INDEX_STATE,
+    table.PREFIX_INDEX_ACCURACY,
     table.PROCESS_RESIDENT,
     table.PROCESS_OPEN_FDS,
 )

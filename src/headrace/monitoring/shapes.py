@@ -27,6 +27,8 @@ class ReplicaRow(Struct, frozen=True, kw_only=True):
     kv_tokens: int = 0
     cached_share: float = 0.0  # of prompt tokens, since its start
     resident_bytes: int = 0
+    index: str = ""  # what the router's knowledge of its prefix cache is worth
+    index_accuracy: float | None = None  # of the latest predictions from it, 0 to 1
 
 
 class Percentiles(Struct, frozen=True, kw_only=True):

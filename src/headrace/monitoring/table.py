@@ -175,6 +175,11 @@ PREFIX_INDEX_STATE = _gauge(
     "replica",
     "state",
 )
+PREFIX_INDEX_ACCURACY = _gauge(
+    "prefix_index_accuracy",
+    "How much of what was predicted of a prefix cache, or found there, was both: 1 is no error.",
+    "replica",
+)
 KV_CHANGES = _counter("kv_changes_total", "Reports of changes of a prefix cache.", "replica")
 KV_SNAPSHOTS = _counter(
     "kv_snapshots_total",
@@ -317,6 +322,7 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     PREDICTED_CACHED,
     ACTUAL_CACHED,
     PREFIX_INDEX_STATE,
+    PREFIX_INDEX_ACCURACY,
     KV_CHANGES,
     KV_SNAPSHOTS,
     ENGINE_RUNNING,

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from headrace.clock import wall_time
 from headrace.core.kvcache.eviction.config import EvictionConfig
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.engine_core import build_engine_core
@@ -268,6 +269,7 @@ def _description(process: EngineProcess, spec: ExecutorSpec) -> ReplicaDescripti
         max_num_seqs=process.engine.max_num_seqs,
         max_num_batched_tokens=process.engine.max_num_batched_tokens,
         pid=os.getpid(),
+        epoch=int(1e6 * wall_time()),
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaDescription:
-    """What a replica says of itself when it is ready."""
+    """What a replica says of itself when it is ready. ``epoch`` grows from life to life."""
 
     replica: ReplicaId
     model_identity: str
@@ -38,16 +38,21 @@ class ReplicaDescription:
     max_num_seqs: int
     pid: int
     max_num_batched_tokens: Tokens = 0  # 0: not known
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaProcess:
-    """A heartbeat: how the replica's process does. ``step_seconds``: of the step under way."""
+    """A heartbeat: how the replica's process does. ``step_seconds``: of the step under way.
+
+    ``kv_changes`` is the number of the latest change of its prefix cache, if it tells of any.
+    """
 
     step_seconds: Seconds
     resident_bytes: int
     open_fds: int
     cpu_seconds: Seconds
+    kv_changes: int | None = None
 
 
 class ReplicaLink(Protocol):
@@ -104,10 +109,13 @@ class LinkEvents(Protocol):
         number: int,
         stored: tuple[BlockKey, ...],
         removed: tuple[BlockKey, ...],
+        epoch: int = 0,
     ) -> None:
         """The replica's prefix cache changed."""
         ...
 
-    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+    def kv_listed(
+        self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...], epoch: int = 0
+    ) -> None:
         """All of the replica's prefix cache, because ``want_snapshot`` asked or it is new."""
         ...

@@ -102,7 +102,7 @@ class Ledger:
             self.ttft.append(now - stream.began)
             stream.group.first_token(stream.began, now)
             self.tokens.prompt += stream.prompt_tokens
-            self.tokens.cached += output.cached_tokens
+            self.tokens.cached += output.cached_tokens or 0
         else:
             self.itl.append(now - stream.last)
             stream.group.next_token(stream.began, now - stream.last)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headrace.core.balancer.least_requests import LeastRequests
 from headrace.core.balancer.policy import Candidate, ReplicaFacts, ReplicaView
 from headrace.core.balancer.predicted_ttft import (
+    SAMPLE,
     TOLERANCE,
     PredictedTtft,
     seconds_to_first_token,
@@ -213,6 +214,6 @@ def test_of_many_candidates_those_with_the_prompt_and_a_sample_are_priced() -> N
     policy = PredictedTtft()
     found = policy.choose(asks(), 640, candidates)
     assert found.replica == "r50"
-    assert len(found.scores) == 16
+    assert len(found.scores) == SAMPLE
     cold = [Candidate(view(f"r{n}"), 0) for n in range(64)]
     assert len({choice(policy, *cold) for _ in range(400)}) > 40

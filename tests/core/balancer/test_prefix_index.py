@@ -92,20 +92,25 @@ class IndexStates(RuleBasedStateMachine):
         self.index.unexpect(replica, keys)
         self.expected[replica] -= Counter(keys)
 
-    @rule(keys=runs | some_keys)
-    def match(self, keys: list[BlockKey]) -> None:
-        """Exact where a replica has no gaps; else the end of one of its runs."""
-        found = self.index.match(keys)
+    @rule(keys=runs | some_keys, exactly=st.integers(1, 5))
+    def match(self, keys: list[BlockKey], exactly: int) -> None:
+        """Exact where replicas have no gaps, for those that have most; else never too much."""
+        found = self.index.match(keys, exactly)
+        truth: dict[ReplicaId, list[bool]] = {}
         for replica in self.held:
-            has = [key in self.held[replica] or self.expected[replica][key] > 0 for key in keys]
+            held, expected = self.held[replica], self.expected[replica]
+            has = truth[replica] = [key in held or expected[key] > 0 for key in keys]
             depth = found.get(replica, 0)
-            if has == sorted(has, reverse=True):
-                assert depth == sum(has)
-            if depth:
-                assert has[0]
-                assert has[depth - 1]
-            assert depth == len(keys) or not has[depth] or not has[0]
+            assert (depth > 0) == any(has[:1])
+            assert not depth or has[depth - 1], "the end of a run"
+            if exactly >= len(REPLICAS):
+                assert depth == len(keys) or not has[depth] or not has[0]
         assert found.keys() <= self.held.keys()
+        if all(has == sorted(has, reverse=True) for has in truth.values()):
+            most = sorted({sum(has) for has in truth.values()}, reverse=True)[:exactly]
+            for replica, has in truth.items():
+                depth = found.get(replica, 0)
+                assert depth == sum(has) if sum(has) in most else depth <= sum(has)
         self.index.check_integrity()
 
     def teardown(self) -> None:

@@ -9,16 +9,18 @@ from routing import FACTS, R0, R1, ready_router, request, token
 from headrace.core.balancer.policy import Candidate, Choice, ReplicaFacts
 from headrace.core.router.events import (
     Dispatch,
+    KnowledgeChanged,
     KvListed,
     KvReported,
     Outputs,
     PolicyFailed,
+    ReplicaBeat,
     ReplicaLost,
     ReplicaReady,
     RequestArrived,
     WantSnapshot,
 )
-from headrace.core.router.prefixes import KvKnowledge
+from headrace.core.router.knowledge import KvKnowledge
 from headrace.core.router.requests import keys_of
 from headrace.types import FinishReason, ReplicaId, Request, RequestId, block_key
 
@@ -105,7 +107,9 @@ def test_changes_are_followed_from_the_first_on() -> None:
     policy = Watching()
     router = ready_router(None, R0, policy=policy)
     cached(router, policy, "a")
-    assert router.handle(KvReported(R0, 1, KEYS[:2], ()), 1.0) == []
+    assert router.handle(KvReported(R0, 1, KEYS[:2], ()), 1.0) == [
+        KnowledgeChanged(R0, KvKnowledge.EXACT, "its changes are followed from number 1 on")
+    ]
     assert knowledge(router) is KvKnowledge.EXACT
     assert cached(router, policy, "b") == {"r0": 32}
     router.handle(KvReported(R0, 2, (), (KEYS[1],)), 1.0)
@@ -116,10 +120,15 @@ def test_a_gap_asks_for_everything_once() -> None:
     policy = Watching()
     router = ready_router(None, R0, policy=policy)
     router.handle(KvReported(R0, 1, KEYS[:1], ()), 1.0)
-    assert router.handle(KvReported(R0, 3, (KEYS[2],), ()), 1.0) == [WantSnapshot(R0)]
+    assert router.handle(KvReported(R0, 3, (KEYS[2],), ()), 1.0) == [
+        WantSnapshot(R0),
+        KnowledgeChanged(R0, KvKnowledge.DEGRADED, "changes 2 to 2 were missed"),
+    ]
     assert knowledge(router) is KvKnowledge.DEGRADED
     assert router.handle(KvReported(R0, 5, (), ()), 2.0) == []
-    router.handle(KvListed(R0, 6, KEYS[:3]), 3.0)
+    assert router.handle(KvListed(R0, 6, KEYS[:3]), 3.0) == [
+        KnowledgeChanged(R0, KvKnowledge.EXACT, "its changes are followed from number 6 on")
+    ]
     assert knowledge(router) is KvKnowledge.EXACT
     assert cached(router, policy) == {"r0": 48}
     assert router.handle(KvReported(R0, 7, (), ()), 3.0) == []
@@ -127,9 +136,9 @@ def test_a_gap_asks_for_everything_once() -> None:
 
 def test_a_listing_that_does_not_come_is_asked_for_again() -> None:
     router = ready_router(None, R0)
-    assert router.handle(KvReported(R0, 5, (), ()), 1.0) == [WantSnapshot(R0)]
+    assert WantSnapshot(R0) in router.handle(KvReported(R0, 5, (), ()), 1.0)
     assert router.handle(KvReported(R0, 6, (), ()), 5.9) == []
-    assert router.handle(KvReported(R0, 7, (), ()), 6.0) == [WantSnapshot(R0)]
+    assert router.handle(ReplicaBeat(R0), 6.0) == [WantSnapshot(R0)]
 
 
 def test_what_was_said_before_changes_nothing() -> None:

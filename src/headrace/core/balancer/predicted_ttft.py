@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
-from operator import attrgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from headrace.core.balancer.candidates import as_candidates
 from headrace.core.balancer.policy import Choice, Score
 
 if TYPE_CHECKING:
@@ -39,8 +40,12 @@ mean TTFT is within 3 % from 0 to 0.3, and the more the harm counts the shorter 
 TYPICAL_OUTPUT = 128  # tokens that a stream still has to go, where nobody knows
 TOLERANCE = 0.05  # of the lowest cost
 BATCHED_TOKENS = 2048  # in a step of a replica that does not say
-MAX_PRICED = 16  # candidates; of more, a sample: the best of many is little better than of these
-_CACHED = attrgetter("cached_tokens")
+MAX_PRICED = 16  # candidates
+SAMPLE = 8
+"""Of more: those that hold most of the prompt, and of the others each time the next few. The best
+of many is little better than the best of these (Mitzenmacher 2001)."""
+
+_COST = itemgetter(1)  # of a Score
 
 
 def seconds_to_first_token(view: ReplicaView, uncached: Tokens, context: Tokens) -> Seconds:
@@ -82,32 +87,22 @@ class PredictedTtft:
     ) -> Choice:
         """See Policy."""
         if len(candidates) > MAX_PRICED:
-            candidates = self._sample(candidates)
-        scores = []
+            candidates = as_candidates(candidates).few(SAMPLE, self._turn)
+            self._turn += SAMPLE
+        scores, times = [], []
         for view, cached in candidates:
             uncached = prompt_tokens - cached
-            cost = seconds_to_first_token(view, uncached, prompt_tokens)
+            cost = seconds = seconds_to_first_token(view, uncached, prompt_tokens)
             if view.decoding:
                 cost += HARM * harm_to_others(view, uncached)
             scores.append(Score(view.replica, cost, cached))
-        lowest = min(score.cost for score in scores)
-        limit = lowest * (1 + TOLERANCE)
-        equals = [index for index, score in enumerate(scores) if score.cost <= limit]
+            times.append(seconds)
+        costs = [score.cost for score in scores]
+        limit = min(costs) * (1 + TOLERANCE)
+        equals = [index for index, cost in enumerate(costs) if cost <= limit]
         index = equals[0] if len(equals) == 1 else self._break_tie(request, candidates, equals)
-        view, cached = candidates[index]
-        seconds = seconds_to_first_token(view, prompt_tokens - cached, prompt_tokens)
-        reason = _reason(view, seconds, prompt_tokens, scores, index)
-        return Choice(view.replica, reason, tuple(scores), seconds)
-
-    def _sample(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Return those that hold most of the prompt, and of the others each time the next few."""
-        holders = sorted((c for c in candidates if c.cached_tokens), key=_CACHED, reverse=True)
-        holders = holders[: MAX_PRICED // 2]
-        start = self._turn % len(candidates)
-        self._turn += MAX_PRICED
-        window = [*candidates[start : start + MAX_PRICED], *candidates[:MAX_PRICED]]
-        others = [each for each in window[:MAX_PRICED] if not each.cached_tokens]
-        return [*holders, *others[: MAX_PRICED - len(holders)]] or candidates[:MAX_PRICED]
+        reason = _reason(candidates[index].view, times[index], prompt_tokens, scores, index)
+        return Choice(scores[index].replica, reason, tuple(scores), times[index])
 
     def _break_tie(
         self, request: Request, candidates: Sequence[Candidate], equals: Sequence[int]
@@ -134,10 +129,9 @@ def _reason(
     before = f", {view.prefill_tokens} before mine" if view.prefill_tokens else ""
     cached = scores[chosen].cached_tokens
     reason = f"{seconds:.3g} s here ({cached} of {prompt_tokens} tokens cached{before})"
-    others = (score for index, score in enumerate(scores) if index != chosen)
-    second = min(others, key=lambda score: score.cost, default=None)
-    if second is None:
+    if len(scores) == 1:
         return f"{reason}; no other"
+    second = min((*scores[:chosen], *scores[chosen + 1 :]), key=_COST)
     return f"{reason}; cost {scores[chosen].cost:.3g}, next best {second.replica} {second.cost:.3g}"
 
 

@@ -1,10 +1,11 @@
 """Which replica holds which KV blocks: block key -> a bit for each replica.
 
 A prompt's depth at every replica comes out of a search by halves over its keys that ANDs the
-bits: O(log depth) look-ups for each different depth, whatever the number of replicas. Keys are 64
-bits of the chained digests, so a key stands for the whole prefix before it. Entries are *held*
-(said by the replica, or assumed of one that says nothing) or *expected* (a prompt under way there
-will leave them). It decides nothing, and a wrong entry costs time, never a wrong token.
+bits, deepest first: O(log depth) look-ups for each different depth, however many replicas there
+are. Keys are 64 bits of the chained digests, so a key stands for the whole prefix before it.
+Entries are *held* (said by the replica, or assumed of one that says nothing) or *expected* (a
+prompt under way there will leave them). It decides nothing, and a wrong entry costs time, never a
+wrong token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from headrace.types import BlockKey, ReplicaId
+
+MAX_DEPTHS = 4
+"""Of one prompt: each further one costs some look-ups, and who has less than four others have is
+hardly the place to go."""
 
 MAX_KEYS = 1 << 20
 """Held for one replica: 16 million tokens at 16 a block. What comes above is not kept."""
@@ -128,33 +133,39 @@ class PrefixIndex:
                 gone.append(key)
         self._clear(shelf, gone)
 
-    def match(self, keys: Sequence[BlockKey]) -> dict[ReplicaId, int]:
+    def match(self, keys: Sequence[BlockKey], exactly: int = MAX_DEPTHS) -> dict[ReplicaId, int]:
         """Return how many of the first keys each replica has, where it is any.
 
-        Takes it that who has a block has those before it, as caches that free tails first do: a
-        few look-ups by halves instead of one for each key. Of a replica with gaps it returns the
-        end of some run of blocks there, from which time may be lost, and nothing else.
+        The ``exactly`` largest different depths are exact, of replicas that have less it returns
+        what was seen on the way: no more than they have. Takes it that who has a block has those
+        before it, as caches that free tails first do. Of a replica with gaps it returns the end of
+        some run of blocks there (or less), from which time may be lost, and nothing else.
         """
         depths: dict[ReplicaId, int] = {}
         get = self._where.get
-        first = get(keys[0], 0) if keys else 0
-        if not first:
+        at_low = get(keys[0], 0) if keys else 0
+        if not at_low:
             return depths
-        last = first & get(keys[-1], 0)
-        self._note(last, len(keys), depths)
-        spans = [(1, len(keys), first, last)]  # replicas with the block before low, before high
-        while spans:
-            low, high, at_low, at_high = spans.pop()
-            if at_low == at_high:
+        low, high = 1, len(keys)
+        at_high = at_low & get(keys[-1], 0)
+        if at_high:
+            self._note(at_high, high, depths)
+            exactly -= 1
+        left: list[tuple[int, int, int, int]] = []  # (low, high, who has low, who of them has high)
+        while True:
+            if at_low != at_high and high - low > 1 and exactly > 0:
+                middle = (low + high) // 2
+                at_middle = at_low & get(keys[middle - 1], 0) | at_high
+                if at_middle != at_low:
+                    left.append((low, middle, at_low, at_middle))
+                low, at_low = middle, at_middle
                 continue
-            if high - low <= 1:
+            if at_low != at_high:
                 self._note(at_low & ~at_high, low, depths)
-                continue
-            middle = (low + high) // 2
-            at_middle = at_low & get(keys[middle - 1], 0) | at_high
-            spans.append((low, middle, at_low, at_middle))
-            spans.append((middle, high, at_middle, at_high))
-        return depths
+                exactly -= 1
+            if not left:
+                return depths
+            low, high, at_low, at_high = left.pop()
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless bits and shelves say the same."""

@@ -8,8 +8,7 @@ from headrace.core.balancer.least_requests import LeastRequests
 from headrace.core.router.events import PolicyFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from headrace.core.balancer.candidates import Candidates
     from headrace.core.balancer.policy import Candidate, Choice, Policy
     from headrace.core.router.requests import Tracked
 
@@ -21,7 +20,7 @@ class Chooser:
         self.policy = policy
 
     def choose(
-        self, tracked: Tracked, candidates: Sequence[Candidate]
+        self, tracked: Tracked, candidates: Candidates
     ) -> tuple[Candidate, Choice, PolicyFailed | None]:
         """Return one of ``candidates`` (at least one), why, and what went wrong, if something."""
         request = tracked.request
@@ -30,14 +29,14 @@ class Chooser:
             choice = self.policy.choose(request, num_tokens, candidates)
         except Exception as error:  # the one exception of rule M5
             return self._fall_back(tracked, candidates, f"{type(error).__name__}: {error}")
-        for candidate in candidates:
-            if candidate.view.replica == choice.replica:
-                return candidate, choice, None
+        candidate = candidates.find(choice.replica)
+        if candidate is not None:
+            return candidate, choice, None
         reason = f"it chose {choice.replica}, which is no candidate"
         return self._fall_back(tracked, candidates, reason)
 
     def _fall_back(
-        self, tracked: Tracked, candidates: Sequence[Candidate], reason: str
+        self, tracked: Tracked, candidates: Candidates, reason: str
     ) -> tuple[Candidate, Choice, PolicyFailed | None]:
         failure = PolicyFailed(self.policy.name, reason)
         self.policy = LeastRequests()

@@ -15,6 +15,7 @@ from headrace.core.health import ReplicaState as ReplicaState  # noqa: TC001  (u
 from headrace.machine import Tick
 
 if TYPE_CHECKING:
+    from headrace.core.router.knowledge import KvKnowledge
     from headrace.types import (
         BlockKey,
         Output,
@@ -48,10 +49,14 @@ class ClientGone:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReady:
-    """A replica takes requests. Its prefix cache is empty until KvSnapshot or KvChanged come."""
+    """A replica takes requests. Its prefix cache is empty until KvListed or KvReported come.
+
+    ``epoch`` tells its lives apart: of two of one replica, the later one's is higher.
+    """
 
     replica: ReplicaId
     facts: ReplicaFacts = field(default_factory=ReplicaFacts)
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,13 @@ class ReplicaLost:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaBeat:
-    """A replica's heartbeat: sent at fixed intervals whether or not there is work."""
+    """A replica's heartbeat: sent at fixed intervals whether or not there is work.
+
+    ``kv_changes`` is the number of its latest KvReported, None if it has none to tell of.
+    """
 
     replica: ReplicaId
+    kv_changes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +137,26 @@ class LoadReported:
 
 @dataclass(frozen=True, slots=True)
 class KvReported:
-    """A change of a replica's prefix cache; see core/scheduler/events.py, KvChanged."""
+    """A change of a replica's prefix cache; see core/scheduler/events.py, KvChanged.
+
+    ``number`` counts from 1 in each of the replica's lives (``epoch``, as in ReplicaReady).
+    """
 
     replica: ReplicaId
     number: int
     stored: tuple[BlockKey, ...]
     removed: tuple[BlockKey, ...]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KvListed:
-    """All content of a replica's prefix cache after change ``number``."""
+    """All content of a replica's prefix cache after change ``number`` of that life."""
 
     replica: ReplicaId
     number: int
     keys: tuple[BlockKey, ...]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +258,15 @@ class WantSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class KnowledgeChanged:
+    """What is known of this replica's prefix cache is worth more or less than before."""
+
+    replica: ReplicaId
+    knowledge: KvKnowledge
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyFailed:
     """The policy raised: it is replaced by least_requests, and no request suffers (fail open)."""
 
@@ -265,6 +288,7 @@ RouterEffect: TypeAlias = (
     | ReplicaJudged
     | ReplicaEmptied
     | WantSnapshot
+    | KnowledgeChanged
     | PolicyFailed
     | Drained
 )

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from headrace.core.balancer.policy import ReplicaView
     from headrace.core.health import ReplicaState
     from headrace.core.router.fleet import Fleet, Member
+    from headrace.core.router.knowledge import KvKnowledge
     from headrace.core.router.pace import Pace
-    from headrace.core.router.prefixes import KvKnowledge
     from headrace.core.router.waiting import WaitingQueue
     from headrace.types import ReplicaId, Seconds, Tokens
 
@@ -24,6 +24,7 @@ class ReplicaFigures:
     replica: ReplicaId
     state: ReplicaState
     knowledge: KvKnowledge  # of its prefix cache
+    accuracy: float | None  # of what was predicted of it lately, 0 to 1; None: too little to say
     outstanding: int  # requests
     prefill_tokens: Tokens  # uncached, of requests without a first token
     kv_used: float  # share of its blocks that running requests hold, 0 to 1
@@ -68,6 +69,7 @@ def _replica_figures(fleet: Fleet, member: Member) -> ReplicaFigures:
         replica=view.replica,
         state=fleet.state(view.replica),
         knowledge=fleet.prefixes.knowledge(view.replica),
+        accuracy=fleet.prefixes.accuracy(view.replica),
         outstanding=view.outstanding,
         prefill_tokens=view.prefill_tokens,
         kv_used=kv_used(view),

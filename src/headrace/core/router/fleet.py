@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from headrace.core.balancer.candidates import Candidates
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.core.costs.step_time import StepTimes
 from headrace.core.health import ReplicaState
@@ -59,7 +60,7 @@ class Fleet:
         view = ReplicaView(replica=replica, progress_at=now, facts=event.facts)
         view.costs = self.step_times.pool
         self.members[replica] = Member(view)
-        self.prefixes.add(replica, event.facts)
+        self.prefixes.add(event)
         self._health.add(replica, view, now)
 
     def remove(self, replica: ReplicaId) -> None:
@@ -94,18 +95,17 @@ class Fleet:
         times = (member.busy_until for member in self.members.values())
         return min((time for time in times if time > now), default=None)
 
-    def candidates(self, tracked: Tracked, members: list[Member]) -> list[Candidate]:
+    def candidates(self, tracked: Tracked, members: list[Member]) -> Candidates:
         """Return ``members`` with what they have of a prompt; without those tried, if it can be."""
         if tracked.tried:
             untried = [m for m in members if m.view.replica not in tracked.tried]
             members = untried or members
-        depths = self.prefixes.match(tracked.keys)
-        if not depths:
-            return [Candidate(member.view, 0) for member in members]
-        return [
-            Candidate(member.view, self._cached_tokens(tracked, member.view, depths))
-            for member in members
-        ]
+        tracked.claims = self._claims(tracked)
+        believed = {
+            replica: int(claim * self.prefixes.discount(replica))
+            for replica, claim in tracked.claims.items()
+        }
+        return Candidates({member.view.replica: member.view for member in members}, believed)
 
     def send(self, group: Iterable[Tracked], candidate: Candidate, now: Seconds) -> list[Request]:
         """Count requests with one prompt in at a replica; return what to send.
@@ -115,8 +115,7 @@ class Fleet:
         requests = []
         for tracked in group:
             requests.append(self._send(tracked, candidate, now))
-            depth = {candidate.view.replica: len(tracked.keys)}
-            shared = self._cached_tokens(tracked, candidate.view, depth)
+            shared = self._tokens_of(tracked, candidate.view, len(tracked.keys))
             candidate = Candidate(candidate.view, shared)
         return requests
 
@@ -127,6 +126,12 @@ class Fleet:
         view.prefill_tokens -= attempt.uncached
         view.decoding += 1
         self._unexpect(attempt)
+
+    def note_found(self, attempt: Attempt, found: Tokens | None, now: Seconds) -> None:
+        """A replica says what it had of an attempt's prompt, None if it does not say."""
+        if attempt.claimed is not None and found is not None:
+            self.prefixes.compare(attempt.replica, attempt.claimed, found, now)
+            attempt.claimed = None
 
     def release(self, attempt: Attempt) -> None:
         """Count an attempt out."""
@@ -187,9 +192,11 @@ class Fleet:
             replica=view.replica,
             uncached=max(1, context - candidate.cached_tokens),
             expected=self.prefixes.send(view.replica, tracked.keys),
+            claimed=_claim(tracked, view.replica),
             tokens=tracked.tokens,
             renames=tracked.id if tracked.num_attempts else None,
         )
+        tracked.claims = None
         tracked.attempt = member.attempts[attempt.id] = attempt
         tracked.num_attempts += 1
         view.outstanding += 1
@@ -213,13 +220,25 @@ class Fleet:
             state is ReplicaState.PROBING and not view.outstanding
         )
 
-    def _cached_tokens(
-        self, tracked: Tracked, view: ReplicaView, depths: dict[ReplicaId, int]
-    ) -> Tokens:
+    def _claims(self, tracked: Tracked) -> dict[ReplicaId, Tokens]:
+        """Return how much of a prompt the index says is where, if there is any."""
+        members, depths = self.members, self.prefixes.match(tracked.keys)
+        return {
+            replica: self._tokens_of(tracked, members[replica].view, depth)
+            for replica, depth in depths.items()
+        }
+
+    def _tokens_of(self, tracked: Tracked, view: ReplicaView, depth: int) -> Tokens:
         """At least one token is always computed: it gives the first one drawn."""
-        depth = depths.get(view.replica, 0)
         if not depth:
             return 0
         size = view.facts.block_size
         tokens = depth * size if size else tracked.prompt_tokens * depth // len(tracked.keys)
         return max(0, min(tokens, tracked.prompt_tokens - 1))
+
+
+def _claim(tracked: Tracked, replica: ReplicaId) -> Tokens | None:
+    """What the index says of a prompt that nobody has gone on with, nor shares."""
+    if tracked.claims is None or tracked.tokens:
+        return None
+    return tracked.claims.get(replica, 0)

@@ -19,7 +19,6 @@ from headrace.core.router.events import (
     ReplicaLost,
     ReplicaReady,
     ResumeReplica,
-    WantSnapshot,
 )
 from headrace.core.router.rebalance import surplus
 
@@ -52,14 +51,15 @@ class Oversight:
         match event:
             case ReplicaBeat():
                 self.judge(self._health.beat(replica, now), now, effects)
+                if event.kv_changes is not None:
+                    prefixes.latest(replica, event.kv_changes)
             case LoadReported():
                 progress = self._fleet.note_load(event, now)
                 judgement = self._health.heard(replica, now, report=True, progress=progress)
                 self.judge(judgement, now, effects)
             case KvReported():
                 self._health.heard(replica, now)
-                if prefixes.change(event, now):
-                    effects.append(WantSnapshot(replica))
+                prefixes.change(event)
             case KvListed():
                 self._health.heard(replica, now)
                 prefixes.listing(event)
@@ -103,13 +103,14 @@ class Oversight:
             effects.extend(self._streams.lose(attempt, reason, now, cancel=True))
 
     def check(self, now: Seconds, effects: list[RouterEffect]) -> None:
-        """Do what is due by time: judge the silent, end drains that are over."""
+        """Do what is due: judge the silent, end drains that are over, mend the prefix index."""
         for judgement in self._health.check(now):
             self.judge(judgement, now, effects)
         for replica, until in self._fleet.drains.items():
             if until is not None and until <= now:
                 for attempt in list(self._fleet.members[replica].attempts.values()):
                     effects.extend(self._streams.move(attempt, "its drain is over", now))
+        self._fleet.prefixes.settle(now, effects)
 
     def note_empty(self, effects: list[RouterEffect]) -> None:
         """Say which draining replicas have become empty."""

@@ -1,51 +1,62 @@
 """What the Router believes of each replica's prefix cache, and how well founded that is.
 
-Changes are numbered from 1 without a gap::
+Changes are numbered from 1 in each life of a replica::
 
-    APPROXIMATE --change 1, or a listing--> EXACT --gap--> DEGRADED --listing--> EXACT
+    APPROXIMATE --change 1, or a listing--> EXACT --gap, or found wanting--> DEGRADED
+                                            EXACT <--listing, or right again--'
 
 A replica of which nothing was heard is taken to hold the latest prompts sent there. After a gap
-its entries are kept, since most are still true, and a listing is asked for.
+its entries are kept, since most are still true, and a listing is asked for. What a replica says
+that it found in its cache is held against what was predicted: where claims prove too large, they
+are believed in the measured share only, until they come true again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.balancer.prefix_index import PrefixIndex
+from headrace.core.router.events import KnowledgeChanged, WantSnapshot
+from headrace.core.router.knowledge import Feed, Heard, KvKnowledge, Truth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.core.balancer.policy import ReplicaFacts
-    from headrace.core.router.events import KvListed, KvReported
-    from headrace.types import BlockKey, ReplicaId, Seconds
+    from headrace.core.router.events import KvListed, KvReported, ReplicaReady, RouterEffect
+    from headrace.types import BlockKey, ReplicaId, Seconds, Tokens
 
 ASSUMED_BLOCKS = 31_250
 """Held by a replica that does not say how many blocks it has (the bound llm-d's router uses)."""
 
-LISTING_PATIENCE = 5.0
-"""Seconds until a listing that did not come is asked for again."""
-
-
-class KvKnowledge(StrEnum):
-    """How well a replica's prefix cache is known."""
-
-    EXACT = "exact"
-    DEGRADED = "degraded"  # a change was missed; a listing is on its way
-    APPROXIMATE = "approximate"  # it says nothing: what was sent there
-
 
 @dataclass(slots=True)
 class _Account:
-    """How far a replica's changes were followed."""
+    """What is known of one replica's cache. ``said``: to those who look at it."""
 
     max_blocks: int
-    knowledge: KvKnowledge = KvKnowledge.APPROXIMATE
-    number: int = 0
-    asked_at: Seconds = 0.0
+    block_size: Tokens
+    feed: Feed
+    truth: Truth = field(default_factory=Truth)
+    said: KvKnowledge = KvKnowledge.APPROXIMATE
+
+    @property
+    def knowledge(self) -> KvKnowledge:
+        if not self.feed.is_heard:
+            return KvKnowledge.APPROXIMATE
+        if self.feed.missed or self.truth.in_doubt:
+            return KvKnowledge.DEGRADED
+        return KvKnowledge.EXACT
+
+    @property
+    def reason(self) -> str:
+        """Why it is not known better, or that it is known well."""
+        truth = self.truth
+        if self.feed.missed:
+            return self.feed.missed
+        if truth.in_doubt:
+            return f"{truth.discount:.0%} of what {len(truth)} requests should find was there"
+        return f"its changes are followed from number {self.feed.number} on"
 
 
 class Prefixes:
@@ -54,47 +65,81 @@ class Prefixes:
     def __init__(self) -> None:
         self.index = PrefixIndex()
         self._accounts: dict[ReplicaId, _Account] = {}
+        self._unsettled: dict[ReplicaId, None] = {}  # may be worth more or less than was said
 
-    def add(self, replica: ReplicaId, facts: ReplicaFacts) -> None:
+    def add(self, event: ReplicaReady) -> None:
         """Take in a replica whose cache is empty."""
-        self.index.add(replica)
-        self._accounts[replica] = _Account(facts.num_blocks or ASSUMED_BLOCKS)
+        self.drop(event.replica)
+        self.index.add(event.replica)
+        facts = event.facts
+        self._accounts[event.replica] = _Account(
+            max_blocks=facts.num_blocks or ASSUMED_BLOCKS,
+            block_size=facts.block_size or 1,
+            feed=Feed(event.epoch),
+        )
 
     def drop(self, replica: ReplicaId) -> None:
         """Forget a replica and all it held."""
         self.index.drop(replica)
         self._accounts.pop(replica, None)
+        self._unsettled.pop(replica, None)
 
     def knowledge(self, replica: ReplicaId) -> KvKnowledge:
         """Return how well a known replica's cache is known."""
         return self._accounts[replica].knowledge
 
-    def change(self, event: KvReported, now: Seconds) -> bool:
-        """Take a change of a known replica's cache; return whether a listing is wanted."""
-        account = self._accounts[event.replica]
-        if event.number <= account.number:
-            return False  # said before, or part of a listing
-        gap = event.number > account.number + 1
-        account.number = event.number
-        if account.knowledge is KvKnowledge.APPROXIMATE:
+    def accuracy(self, replica: ReplicaId) -> float | None:
+        """Return how right the latest predictions of a known replica were, 0 to 1."""
+        return self._accounts[replica].truth.accuracy
+
+    def discount(self, replica: ReplicaId) -> float:
+        """Return what share of a claim about a known replica is to be believed."""
+        return self._accounts[replica].truth.discount
+
+    def change(self, event: KvReported) -> None:
+        """Take a change of a known replica's cache."""
+        heard = self._accounts[event.replica].feed.change(event.epoch, event.number)
+        if heard is Heard.OLD:
+            return
+        self._unsettled[event.replica] = None
+        if heard is Heard.ANEW:
             self.index.replace(event.replica, ())
-            account.knowledge = KvKnowledge.EXACT
         self.index.store(event.replica, event.stored)
         self.index.remove(event.replica, event.removed)
-        waits = account.knowledge is KvKnowledge.DEGRADED
-        if waits:
-            gap = now >= account.asked_at + LISTING_PATIENCE
-        if gap:
-            account.knowledge, account.asked_at = KvKnowledge.DEGRADED, now
-        return gap
 
     def listing(self, event: KvListed) -> None:
         """Take the whole content of a known replica's cache."""
-        account = self._accounts[event.replica]
-        if account.knowledge is KvKnowledge.EXACT and event.number < account.number:
-            return
-        account.knowledge, account.number = KvKnowledge.EXACT, event.number
-        self.index.replace(event.replica, event.keys)
+        heard = self._accounts[event.replica].feed.listing(event.epoch, event.number)
+        if heard is not Heard.OLD:
+            self._unsettled[event.replica] = None
+            self.index.replace(event.replica, event.keys)
+
+    def latest(self, replica: ReplicaId, number: int) -> None:
+        """A known replica says that its latest change has this number."""
+        feed = self._accounts[replica].feed
+        feed.latest(number)
+        if feed.missed:
+            self._unsettled[replica] = None
+
+    def compare(self, replica: ReplicaId, claimed: Tokens, found: Tokens, now: Seconds) -> None:
+        """A known replica found so many cached tokens where so many were predicted."""
+        account = self._accounts[replica]
+        account.truth.note(claimed, found, account.block_size, now)
+        self._unsettled[replica] = None
+
+    def settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Ask for what is missing, and say whose cache is known better or worse than before."""
+        for replica in tuple(self._unsettled):
+            account = self._accounts[replica]
+            account.truth.forget(now)
+            if account.feed.wants_listing(now):
+                effects.append(WantSnapshot(replica))
+            knowledge = account.knowledge
+            if knowledge is not account.said:
+                account.said = knowledge
+                effects.append(KnowledgeChanged(replica, knowledge, account.reason))
+            if not account.truth.in_doubt and not account.feed.missed:
+                del self._unsettled[replica]
 
     def send(self, replica: ReplicaId, keys: tuple[BlockKey, ...]) -> tuple[BlockKey, ...]:
         """Note a prompt sent there; return what to give to ``index.unexpect`` later."""

@@ -37,6 +37,7 @@ class Tracked:
     num_losses: int = 0  # replicas that were lost or hung under it
     num_retries: int = 0
     tried: tuple[ReplicaId, ...] = ()  # replicas on which it failed or was lost
+    claims: dict[ReplicaId, Tokens] | None = None  # of its prompt, while it is being placed
 
     @property
     def id(self) -> RequestId:
@@ -80,6 +81,7 @@ class Attempt:
     replica: ReplicaId
     uncached: Tokens  # prompt tokens to compute there, as was believed at dispatch
     expected: tuple[BlockKey, ...]  # in the prefix index until the first token
+    claimed: Tokens | None  # of the prompt, said to be there; None: nothing to compare with
     tokens: list[TokenId]  # the request's own list: one look-up less for each output
     renames: RequestId | None  # the client's id, where it is another one than the attempt's
     answered: bool = False

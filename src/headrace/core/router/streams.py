@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from headrace.types import ReplicaId, RequestId, Seconds
 
 
+_WITHOUT_TRUTH = (FinishReason.ERROR, FinishReason.DEADLINE, FinishReason.ABORT)
+"""Ends that may come before a replica has looked into its cache."""
+
+
 def deadline_failure(request_id: RequestId) -> Fail:
     """Return the end of a request that has no time left."""
     return Fail(request_id, DeadlineExceeded.code, "the request's time is over")
@@ -72,7 +76,7 @@ class Streams:
             attempt.tokens.extend(tokens)
             num_tokens += len(tokens)
             if output.finish is not None or not attempt.answered:
-                self._turn(attempt, output.finish, now)
+                self._turn(attempt, output, now)
                 num_ended += output.finish not in (None, FinishReason.ERROR)
             client = attempt.renames
             wanted.append(Output._make((client, *output[1:])) if client else output)
@@ -155,8 +159,11 @@ class Streams:
         if len(self.deadlines) > 2 * len(self.alive) + 64:
             raise InvariantBroken(f"{len(self.deadlines)} deadlines of {len(self.alive)} requests")
 
-    def _turn(self, attempt: Attempt, finish: FinishReason | None, now: Seconds) -> None:
+    def _turn(self, attempt: Attempt, output: Output, now: Seconds) -> None:
         """Take note of an output that is the first or the last of an attempt."""
+        finish = output.finish
+        if finish not in _WITHOUT_TRUTH:
+            self._fleet.note_found(attempt, output.cached_tokens, now)
         if not attempt.answered:
             attempt.tracked.answered = True
             self._fleet.note_answer(attempt)

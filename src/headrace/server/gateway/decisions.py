@@ -11,6 +11,7 @@ from headrace.core.router.events import (
     Drained,
     Fail,
     GoOn,
+    KnowledgeChanged,
     PolicyFailed,
     ReplicaEmptied,
     ReplicaJudged,
@@ -38,6 +39,7 @@ Decision: TypeAlias = (
     | ReplicaJudged
     | ReplicaEmptied
     | WantSnapshot
+    | KnowledgeChanged
     | PolicyFailed
     | Drained
 )
@@ -85,9 +87,8 @@ class Decisions:
                 self._note_judgement(replica, state, reason)
             case ReplicaEmptied(replica):
                 add("emptied", replica, "no request of ours is left there")
-            case WantSnapshot(replica):
-                self._registry.add(table.KV_SNAPSHOTS, replica)
-                add("snapshot", replica, "changes of its prefix cache were missed")
+            case WantSnapshot() | KnowledgeChanged():
+                self._note_index(decision)
             case PolicyFailed(policy, reason):
                 self._registry.add(table.POLICY_FALLBACKS, policy)
                 add("policy_failed", policy, reason)
@@ -97,6 +98,15 @@ class Decisions:
                 add("drained", "gateway", "every accepted request has ended")
             case _:
                 assert_never(decision)
+
+    def _note_index(self, decision: WantSnapshot | KnowledgeChanged) -> None:
+        replica = decision.replica
+        if isinstance(decision, WantSnapshot):
+            self._registry.add(table.KV_SNAPSHOTS, replica)
+            self._journal.add("snapshot", replica, "changes of its prefix cache were missed")
+        else:
+            reason = f"its prefix cache is known as {decision.knowledge}: {decision.reason}"
+            self._journal.add("index", replica, reason)
 
     def _note_move(self, move: GoOn) -> None:
         moved = move.num_tokens > 0

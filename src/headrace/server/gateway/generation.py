@@ -150,12 +150,12 @@ class Generation:
         if attempt is not None:
             attempt.first_at = now
             attempt.timing = output.timing
-            attempt.cached_tokens = output.cached_tokens
+            attempt.cached_tokens = output.cached_tokens or 0
             self._figures.attempt_began(attempt)
         if running.last_at is not None:
             return
         if running.counts_prompt:
-            self.record.cached_tokens += output.cached_tokens
+            self.record.cached_tokens += output.cached_tokens or 0
         running.first_at = now
         self._figures.first_token(now - self.record.arrived_at, now)
         self.record.note_first(now - self.record.arrived_at)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.core.health import ReplicaState
-from headrace.core.router.prefixes import KvKnowledge
+from headrace.core.router.knowledge import KvKnowledge
 from headrace.messages import PoolReplica, PoolReport
 from headrace.monitoring import table
 from headrace.monitoring.shapes import ReplicaRow
@@ -59,9 +59,7 @@ class Pool:
         registry.put(table.ROUTER_WAITING, value=figures.waiting)
         registry.put(table.ROUTER_WAITING_TOKENS, value=figures.waiting_tokens)
         for each in figures.replicas:
-            for knowledge in KvKnowledge:
-                value = int(each.knowledge is knowledge)
-                registry.put(table.PREFIX_INDEX_STATE, each.replica, knowledge, value=value)
+            record_knowledge(registry, each)
 
     def _row(self, view: ReplicaView, figures: ReplicaFigures, now: Seconds) -> ReplicaRow:
         replica, report = view.replica, view.report
@@ -79,8 +77,19 @@ class Pool:
             kv_used=figures.kv_used,
             kv_tokens=view.facts.num_blocks * view.facts.block_size,
             cached_share=0.0 if report is None else _cached_share(report),
+            index=figures.knowledge,
+            index_accuracy=figures.accuracy,
             resident_bytes=self.engines.resident_bytes(replica),
         )
+
+
+def record_knowledge(registry: Registry, figures: ReplicaFigures) -> None:
+    """Write down what the prefix index is worth where one replica is concerned."""
+    for knowledge in KvKnowledge:
+        value = int(figures.knowledge is knowledge)
+        registry.put(table.PREFIX_INDEX_STATE, figures.replica, knowledge, value=value)
+    if figures.accuracy is not None:
+        registry.put(table.PREFIX_INDEX_ACCURACY, figures.replica, value=figures.accuracy)
 
 
 def pool_report(figures: PoolFigures, gateway: str) -> PoolReport:

@@ -18,6 +18,7 @@ from headrace.core.router.events import (
     DrainReplica,
     Fail,
     GoOn,
+    KnowledgeChanged,
     KvListed,
     KvReported,
     LoadReported,
@@ -128,7 +129,7 @@ class Traffic:
             log_event(_LOG, logging.ERROR, "replica is not used", replica=replica, reason=refusal)
             return
         self._figures.ready(replica)
-        self.feed(ReplicaReady(replica, _facts(description)))
+        self.feed(ReplicaReady(replica, _facts(description), description.epoch))
         limit = self._replicas.draining.get(replica)
         if limit is not None:
             self.feed(DrainReplica(replica, limit))
@@ -169,7 +170,7 @@ class Traffic:
             open_fds=process.open_fds,
             cpu_seconds=process.cpu_seconds,
         )
-        self.feed(ReplicaBeat(replica))
+        self.feed(ReplicaBeat(replica, process.kv_changes))
 
     def kv_changed(
         self,
@@ -177,14 +178,17 @@ class Traffic:
         number: int,
         stored: tuple[BlockKey, ...],
         removed: tuple[BlockKey, ...],
+        epoch: int = 0,
     ) -> None:
         """See LinkEvents."""
         self._figures.kv_changed(replica)
-        self.feed(KvReported(replica, number, stored, removed))
+        self.feed(KvReported(replica, number, stored, removed, epoch))
 
-    def kv_listed(self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...]) -> None:
+    def kv_listed(
+        self, replica: ReplicaId, number: int, keys: tuple[BlockKey, ...], epoch: int = 0
+    ) -> None:
         """See LinkEvents."""
-        self.feed(KvListed(replica, number, keys))
+        self.feed(KvListed(replica, number, keys, epoch))
 
     def _perform(self, effect: RouterEffect) -> None:
         if isinstance(effect, Deliver):
@@ -210,7 +214,7 @@ class Traffic:
                 self._replicas.want_snapshot(replica)
             case Drained():
                 self.drained.set_result(None)
-            case ReplicaJudged() | PolicyFailed():
+            case ReplicaJudged() | PolicyFailed() | KnowledgeChanged():
                 pass  # noting them is all
             case _:
                 assert_never(effect)

@@ -109,9 +109,8 @@ def row_message(output: Output, *, stream: int) -> TokenRow:
     """Return the row that carries all of ``output``."""
     logprobs = tuple(Logprobs(entry.token, entry.logprob, entry.top) for entry in output.logprobs)
     timing = None if output.timing is None else Timing(*output.timing)
-    return TokenRow(
-        stream, output.tokens, output.finish, output.cached_tokens, logprobs, output.reason, timing
-    )
+    cached = output.cached_tokens or 0
+    return TokenRow(stream, output.tokens, output.finish, cached, logprobs, output.reason, timing)
 
 
 def output_of(row: TokenRow, *, request_id: RequestId) -> Output:

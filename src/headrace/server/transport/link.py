@@ -202,12 +202,12 @@ class EngineLink:
                 self.events.load(self._replica, report_of(message))
             case Beat():
                 self.events.beat(self._replica, process_of(message))
-            case KvChange(number=number, stored=stored, removed=removed):
+            case KvChange(number=number, stored=stored, removed=removed, epoch=epoch):
                 self.events.kv_changed(
-                    self._replica, number, unpack_keys(stored), unpack_keys(removed)
+                    self._replica, number, unpack_keys(stored), unpack_keys(removed), epoch
                 )
-            case KvContent(number=number, keys=keys):
-                self.events.kv_listed(self._replica, number, unpack_keys(keys))
+            case KvContent(number=number, keys=keys, epoch=epoch):
+                self.events.kv_listed(self._replica, number, unpack_keys(keys), epoch)
             case Welcome():
                 self._take_welcome(attempt, message)
             case _:

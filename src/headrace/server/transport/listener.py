@@ -61,7 +61,7 @@ class EngineListener:
         self._deliver = deliver
         self._clock = clock
         self._limits = limits
-        self.gateways = Gateways(deliver)
+        self.gateways = Gateways(deliver, epoch=description.epoch)
         self._routes: dict[RequestId, Route] = {}
         self._server: asyncio.Server | None = None
         self._idle = asyncio.Event()

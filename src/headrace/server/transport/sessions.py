@@ -6,6 +6,7 @@ that missed one, or is new, gets the whole content instead; it need not ask, but
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ class Session:
             self._streams.append(route.stream)
             self._tokens.append(output.tokens[0])
         else:
-            route.cached_tokens = output.cached_tokens
+            route.cached_tokens = output.cached_tokens or 0
             self._rows.append(row_message(output, stream=route.stream))
 
     def flush(self) -> None:
@@ -83,8 +84,10 @@ class Session:
 class Gateways:
     """All sessions of one engine. ``deliver`` takes the wish for a snapshot to the core."""
 
-    def __init__(self, deliver: Callable[[SnapshotWanted], None]) -> None:
+    def __init__(self, deliver: Callable[[SnapshotWanted], None], *, epoch: int) -> None:
         self._deliver = deliver
+        self._epoch = epoch
+        self._num_changes = 0
         self._sessions: dict[FrameConnection, Session] = {}
         self._num_opened = 0
         self._load: Load | None = None  # the last report, for gateways that come later
@@ -130,7 +133,7 @@ class Gateways:
 
     def send_beat(self, process: ReplicaProcess) -> None:
         """Tell every gateway that this process lives; make good what was left out before."""
-        message = beat_message(process)
+        message = beat_message(replace(process, kv_changes=self._num_changes))
         for session in self._greeted():
             session.connection.send(message)
             if session.cache is CacheView.NOTHING and not session.connection.is_congested:
@@ -138,6 +141,7 @@ class Gateways:
 
     def send_change(self, change: KvChanged) -> None:
         """Tell every gateway that knows the state before, but none that reads too slowly."""
+        self._num_changes = change.number
         known = [session for session in self._greeted() if session.cache is CacheView.ALL]
         if not known:
             return
@@ -145,6 +149,7 @@ class Gateways:
             number=change.number,
             stored=pack_keys(change.stored),
             removed=pack_keys(change.removed),
+            epoch=self._epoch,
         )
         for session in known:
             if session.connection.is_congested:
@@ -158,7 +163,8 @@ class Gateways:
             if session.name == snapshot.to:
                 session.cache = CacheView.ALL
                 keys = pack_keys(snapshot.keys)
-                session.connection.send(KvContent(number=snapshot.number, keys=keys))
+                content = KvContent(number=snapshot.number, keys=keys, epoch=self._epoch)
+                session.connection.send(content)
 
     def _greeted(self) -> Iterable[Session]:
         return [session for session in self if session.gateway is not None]

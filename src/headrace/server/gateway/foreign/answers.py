@@ -49,11 +49,11 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class Billing(NamedTuple):
-    """Tokens, as a replica counted them."""
+    """Tokens, as a replica counted them. Many do not say how much they had cached: None."""
 
     prompt_tokens: Tokens
     output_tokens: Tokens
-    cached_tokens: Tokens
+    cached_tokens: Tokens | None
 
 
 class StreamJudge:
@@ -139,4 +139,4 @@ def _cut(data: bytes) -> tuple[bytes, bytes]:
 def _billing(usage: _Usage) -> Billing:
     details = usage.prompt_tokens_details
     cached = details.cached_tokens if details is not None else None
-    return Billing(usage.prompt_tokens, usage.completion_tokens, cached or 0)
+    return Billing(usage.prompt_tokens, usage.completion_tokens, cached)

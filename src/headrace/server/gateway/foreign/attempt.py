@@ -113,7 +113,7 @@ class UpstreamAttempt:
             passage.complete(events, content_type, number, now, judge.billing)
             return
         if not passage.begun:
-            self._reports.events.outputs(self._reports.replica, (Output(self.id, (), None, 0),))
+            self._reports.events.outputs(self._reports.replica, (Output(self.id, (), None, None),))
         passage.send(events, content_type, number, now)
 
     def _end_whole(self, body: bytes) -> None:
@@ -138,7 +138,7 @@ class UpstreamAttempt:
 
     def _succeed(self, billing: Billing | None) -> None:
         self._close()
-        cached = billing.cached_tokens if billing else 0
+        cached = billing.cached_tokens if billing else None
         self._reports.events.outputs(
             self._reports.replica, (Output(self.id, (), FinishReason.STOP, cached),)
         )

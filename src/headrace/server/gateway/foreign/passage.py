@@ -176,7 +176,7 @@ class Passage:
         if billing is not None:
             record.prompt_tokens = billing.prompt_tokens
             record.output_tokens = billing.output_tokens
-            record.cached_tokens = billing.cached_tokens
+            record.cached_tokens = billing.cached_tokens or 0
         if attempt is not None and self.begun:
             attempt.last_at = self._last_at
         self._figures.ended(state, record.output_tokens)

@@ -13,6 +13,7 @@ from headrace.monitoring import table
 from headrace.monitoring.shapes import ReplicaRow
 from headrace.server.gateway.health import Health, ReplicaHealth
 from headrace.server.gateway.http.messages import Response
+from headrace.server.gateway.pool import record_knowledge
 from headrace.server.gateway.state import PoolCounts
 from headrace.types import ReplicaId
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.clock import Clock
+    from headrace.core.router.figures import ReplicaFigures
     from headrace.monitoring.metrics import Registry
     from headrace.server.gateway.foreign.health import ReplicaWatch
     from headrace.server.gateway.foreign.pools import ModelPools
@@ -50,13 +52,16 @@ class ForeignPool:
 
     def rows(self, now: Seconds) -> list[ReplicaRow]:
         """Return every replica that was named, in that order."""
-        return [self._row(watch, now) for watch in self.watches]
+        figures = self._figures(now)
+        return [self._row(watch, figures.get(ReplicaId(watch.name)), now) for watch in self.watches]
 
     def record(self, registry: Registry, now: Seconds) -> None:
         """Write down what is looked up only when somebody asks."""
         counts = self.counts(now)
         registry.put(table.ROUTER_WAITING, value=counts.waiting)
         registry.put(table.ROUTER_WAITING_TOKENS, value=counts.waiting_tokens)
+        for figures in self._figures(now).values():
+            record_knowledge(registry, figures)
 
     def counts(self, now: Seconds) -> PoolCounts:
         """Count requests, of all models."""
@@ -84,7 +89,17 @@ class ForeignPool:
         """Whether nothing new is taken."""
         return any(pool.router.draining for pool in self.pools.pools)
 
-    def _row(self, watch: ReplicaWatch, now: Seconds) -> ReplicaRow:
+    def _figures(self, now: Seconds) -> dict[ReplicaId, ReplicaFigures]:
+        """Each replica as the pool sees it that predicts worst: it has one cache for all models."""
+        found: dict[ReplicaId, ReplicaFigures] = {}
+        for pool in self.pools.pools:
+            for each in pool.router.figures(now).replicas:
+                known = found.get(each.replica)
+                if known is None or _accuracy(each) < _accuracy(known):
+                    found[each.replica] = each
+        return found
+
+    def _row(self, watch: ReplicaWatch, figures: ReplicaFigures | None, now: Seconds) -> ReplicaRow:
         replica = ReplicaId(watch.name)
         views = [
             view
@@ -101,6 +116,8 @@ class ForeignPool:
             seconds_in_state=now - watch.since,
             outstanding=sum(view.outstanding for view in views),
             prefill_tokens=sum(view.prefill_tokens for view in views),
+            index=figures.knowledge if figures else "",
+            index_accuracy=figures.accuracy if figures else None,
         )
 
     def _state(self, replica: ReplicaId) -> ReplicaState:
@@ -108,6 +125,10 @@ class ForeignPool:
         states = [pool.router.state(replica) for pool in self.pools.pools]
         troubled = (each for each in states if each not in (ReplicaState.READY, ReplicaState.LOST))
         return next(troubled, ReplicaState.READY)
+
+
+def _accuracy(figures: ReplicaFigures) -> float:
+    return 1.0 if figures.accuracy is None else figures.accuracy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,96 @@
+"""Candidates: the replicas that may take a request, without a pair made for each of them.
+
+Of many replicas few hold any of a prompt. A policy that looks at all of them sees a sequence of
+Candidate; one that is content with a sample asks for ``few``, and the others cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, overload
+
+from headrace.core.balancer.policy import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from headrace.core.balancer.policy import ReplicaView
+    from headrace.types import ReplicaId, Tokens
+
+_CACHED = itemgetter(1)
+
+
+class Candidates(Sequence[Candidate]):
+    """``views`` are who may take it; ``cached`` says who is believed to have how much of it.
+
+    ``cached`` may name replicas that are no candidates, and names none that has nothing.
+    """
+
+    __slots__ = ("_cached", "_order", "_views")
+
+    def __init__(
+        self, views: Mapping[ReplicaId, ReplicaView], cached: Mapping[ReplicaId, Tokens]
+    ) -> None:
+        self._views = views
+        self._cached = cached
+        self._order: list[ReplicaView] = []  # made when it is asked for
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
+
+    def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
+        order = self._in_order()
+        if isinstance(index, slice):
+            return [self._candidate(view) for view in order[index]]
+        return self._candidate(order[index])
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(self._candidate, self._in_order())
+
+    def find(self, replica: ReplicaId) -> Candidate | None:
+        """Return the candidate of that name."""
+        view = self._views.get(replica)
+        return None if view is None else self._candidate(view)
+
+    def holders(self, num: int) -> list[Candidate]:
+        """Return those that hold most of the prompt, the first ``num``, the most first."""
+        views, held = self._views, sorted(self._cached.items(), key=_CACHED, reverse=True)
+        return [Candidate(views[name], tokens) for name, tokens in held if name in views][:num]
+
+    def few(self, num: int, turn: int) -> list[Candidate]:
+        """Return ``num`` of them: half of these at most are those that hold most of the prompt.
+
+        The others come from the ``turn``-th on, round and round: each time other ones.
+        """
+        found = self.holders(num // 2)
+        taken = {view.replica for view, _ in found}
+        order = self._in_order()
+        start = turn % len(order)
+        window = order[start : start + num] + order[: max(0, start + num - len(order))]
+        others = [self._candidate(view) for view in window if view.replica not in taken]
+        return found + others[: num - len(found)]
+
+    def _in_order(self) -> list[ReplicaView]:
+        if not self._order:
+            self._order = list(self._views.values())
+        return self._order
+
+    def _candidate(self, view: ReplicaView) -> Candidate:
+        return Candidate(view, self._cached.get(view.replica, 0))
+
+
+def as_candidates(candidates: Sequence[Candidate]) -> Candidates:
+    """Return any candidates as such."""
+    if isinstance(candidates, Candidates):
+        return candidates
+    views = {each.view.replica: each.view for each in candidates}
+    return Candidates(
+        views, {r.view.replica: r.cached_tokens for r in candidates if r.cached_tokens}
+    )

@@ -1,0 +1,177 @@
+"""How well a replica's prefix cache is known: what was heard of it, and what came true.
+
+``Feed`` follows its numbered changes, whose frames may be lost, repeated or overtake each other.
+``Truth`` holds what was predicted of its cache against what it found there. Both know one replica.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from headrace.types import Seconds, Tokens
+
+LISTING_PATIENCE: Seconds = 5.0
+"""Until a listing that did not come is asked for again."""
+
+WINDOW = 32  # predictions that are remembered
+MEMORY: Seconds = 60.0
+"""A prediction older than this says nothing of now: a replica that gets no requests because it
+was found wanting is believed again."""
+
+MIN_PREDICTIONS = 4  # before which nothing is made of them
+DOUBT_BELOW = 0.90  # of the predicted tokens were found
+TRUST_FROM = 0.95
+
+
+class KvKnowledge(StrEnum):
+    """How well a replica's prefix cache is known."""
+
+    EXACT = "exact"  # every change was heard, and what is predicted comes true
+    DEGRADED = "degraded"  # a change was missed, or predictions do not come true
+    APPROXIMATE = "approximate"  # it says nothing: what was sent there
+
+
+class Heard(Enum):
+    """What a report of a replica means."""
+
+    OLD = "old"  # said before, or in an earlier life: it changes nothing
+    NEWS = "news"  # to be added to what is known
+    ANEW = "anew"  # what was known is void, and this is added to nothing
+
+
+class Feed:
+    """Follows one replica's changes, numbered from 1 in each of its lives (``epoch``).
+
+    ``number`` is the highest that was heard. With a gap nothing but a listing at least as new as
+    that makes it whole again, since whatever came late was not taken.
+    """
+
+    def __init__(self, epoch: int = 0) -> None:
+        self.epoch = epoch
+        self.number = 0
+        self.is_heard = False
+        self.missed = ""  # what was, empty unless there is a gap
+        self._asked_at: Seconds | None = None  # for a listing
+
+    def change(self, epoch: int, number: int) -> Heard:
+        """Take the number of a change."""
+        if epoch < self.epoch or (epoch == self.epoch and number <= self.number):
+            return Heard.OLD
+        anew = self._enter(epoch)
+        if number > self.number + 1:
+            self._miss(f"changes {self.number + 1} to {number - 1} were missed")
+        self.number = number
+        return Heard.ANEW if anew else Heard.NEWS
+
+    def listing(self, epoch: int, number: int) -> Heard:
+        """Take the number of the change that a listing of everything is made after."""
+        if epoch < self.epoch:
+            return Heard.OLD
+        is_older = epoch == self.epoch and number < self.number
+        if is_older and not self.missed:
+            return Heard.OLD
+        self._enter(epoch)
+        self._asked_at = None  # this was the answer
+        if not is_older:
+            self.number = number
+            self.missed = ""
+        return Heard.ANEW
+
+    def latest(self, number: int) -> None:
+        """Take the number of the latest change of this life, which should be here by now."""
+        if self.is_heard and number > self.number and not self.missed:
+            self._miss(f"changes {self.number + 1} to {number} did not come")
+
+    def wants_listing(self, now: Seconds) -> bool:
+        """Whether to ask for one now; takes it that it is asked for then."""
+        if not self.missed:
+            return False
+        if self._asked_at is not None and now < self._asked_at + LISTING_PATIENCE:
+            return False
+        self._asked_at = now
+        return True
+
+    def _enter(self, epoch: int) -> bool:
+        """Go on in this life; return whether it is new here."""
+        if self.is_heard and epoch == self.epoch:
+            return False
+        self.epoch, self.number, self.missed, self._asked_at = epoch, 0, "", None
+        self.is_heard = True
+        return True
+
+    def _miss(self, what: str) -> None:
+        if not self.missed:
+            self.missed = what
+
+
+class _Prediction(NamedTuple):
+    at: Seconds
+    claimed: Tokens
+    found: Tokens  # of the claimed ones
+    surplus: Tokens  # found though nobody had claimed them
+
+
+class Truth:
+    """What became of the latest predictions of one replica's cached tokens."""
+
+    def __init__(self) -> None:
+        self._predictions: deque[_Prediction] = deque(maxlen=WINDOW)
+        self._in_doubt = False
+
+    def __len__(self) -> int:
+        return len(self._predictions)
+
+    @property
+    def share(self) -> float | None:
+        """Of the claimed tokens, those that were found, 0 to 1. None: too few to say."""
+        claimed = sum(each.claimed for each in self._predictions)
+        if len(self._predictions) < MIN_PREDICTIONS or not claimed:
+            return None
+        return sum(each.found for each in self._predictions) / claimed
+
+    @property
+    def accuracy(self) -> float | None:
+        """1 - the error of predictions, claims too small included, over all they were about."""
+        total = sum(each.claimed + each.surplus for each in self._predictions)
+        if len(self._predictions) < MIN_PREDICTIONS or not total:
+            return None
+        return sum(each.found for each in self._predictions) / total
+
+    @property
+    def discount(self) -> float:
+        """What to multiply a claim with: 1 unless claims have proved too large."""
+        share = self.share
+        return 1.0 if share is None or not self._in_doubt else share
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether too much of what is claimed is not found."""
+        return self._in_doubt
+
+    def note(self, claimed: Tokens, found: Tokens, tolerance: Tokens, now: Seconds) -> None:
+        """A request found ``found`` cached tokens where ``claimed`` were predicted.
+
+        An error below ``tolerance`` is none: caches hold whole blocks, and compute a last token.
+        """
+        if abs(claimed - found) < tolerance:
+            found = claimed
+        if claimed or found:
+            part = min(claimed, found)
+            self._predictions.append(_Prediction(now, claimed, part, found - part))
+            self._judge()
+
+    def forget(self, now: Seconds) -> None:
+        """Drop what is too old to mean anything."""
+        predictions = self._predictions
+        while predictions and predictions[0].at <= now - MEMORY:
+            predictions.popleft()
+        self._judge()
+
+    def _judge(self) -> None:
+        share = self.share
+        self._in_doubt = share is not None and share < (
+            TRUST_FROM if self._in_doubt else DOUBT_BELOW
+        )
