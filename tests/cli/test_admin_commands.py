@@ -46,7 +46,7 @@ def served(fake: FakeAdmin, directory: Path) -> Iterator[str]:
 def test_ps_shows_replicas_and_a_summary():
     lines = page(sample_state()).splitlines()
     assert lines[0].split() == [
-        *("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "SINCE", "RESTARTS")
+        *("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "INDEX", "SINCE", "RESTARTS")
     ]
     assert lines[1].split() == [
         "r0",
@@ -57,6 +57,8 @@ def test_ps_shows_replicas_and_a_summary():
         "wait)",
         "31%",
         "62%",
+        "degraded",
+        "71%",
         "1h00m",
         "0",
     ]

@@ -247,19 +247,24 @@ class RouterStates(RuleBasedStateMachine):
         self.engines.pop(replica, None)
         assert not any(c.place and c.place[0] == replica for c in self.clients.values())
 
-    @rule(replica=st.sampled_from(REPLICAS))
-    def beat(self, replica: ReplicaId) -> None:
-        self.feed(ReplicaBeat(replica))
+    @rule(replica=st.sampled_from(REPLICAS), changes=st.none() | st.integers(0, 6))
+    def beat(self, replica: ReplicaId, changes: int | None) -> None:
+        self.feed(ReplicaBeat(replica, changes))
 
     @precondition(lambda self: self.engines)
-    @rule(data=st.data(), stop=st.booleans(), times=st.integers(1, 3))
-    def step(self, data: st.DataObject, stop: bool, times: int) -> None:
+    @rule(
+        data=st.data(),
+        stop=st.booleans(),
+        times=st.integers(1, 3),
+        cached=st.none() | st.integers(0, 7),
+    )
+    def step(self, data: st.DataObject, stop: bool, times: int, cached: int | None) -> None:
         """An engine draws some tokens of everything it works on, wanted or not."""
         replica = data.draw(st.sampled_from(sorted(self.engines)))
         for time in range(times):
-            self.step_once(replica, stop=stop and time == times - 1)
+            self.step_once(replica, stop=stop and time == times - 1, cached=cached)
 
-    def step_once(self, replica: ReplicaId, *, stop: bool) -> None:
+    def step_once(self, replica: ReplicaId, *, stop: bool, cached: int | None) -> None:
         engine = self.engines[replica]
         outputs = []
         for name, request in list(engine.attempts.items()):
@@ -267,7 +272,7 @@ class RouterStates(RuleBasedStateMachine):
             engine.tokens[name] += (token,)
             last = len(engine.tokens[name]) == len(request.prompt) + request.max_tokens
             finish = FinishReason.STOP if stop else FinishReason.LENGTH if last else None
-            outputs.append(Output(name, (token,), finish, 0))
+            outputs.append(Output(name, (token,), finish, cached))
             if finish is not None:
                 del engine.attempts[name]
         self.feed(Outputs(replica, tuple(outputs)))
@@ -337,14 +342,15 @@ class RouterStates(RuleBasedStateMachine):
         number=st.integers(1, 6),
         keys=st.lists(st.integers(0, 5).map(BlockKey), max_size=4),
         listed=st.booleans(),
+        epoch=st.sampled_from([0, 0, 0, 1]),
     )
     def tell_of_blocks(
-        self, replica: ReplicaId, number: int, keys: list[BlockKey], listed: bool
+        self, replica: ReplicaId, number: int, keys: list[BlockKey], listed: bool, epoch: int
     ) -> None:
         if listed:
-            self.feed(KvListed(replica, number, tuple(keys)))
+            self.feed(KvListed(replica, number, tuple(keys), epoch))
         else:
-            self.feed(KvReported(replica, number, tuple(keys[:2]), tuple(keys[2:])))
+            self.feed(KvReported(replica, number, tuple(keys[:2]), tuple(keys[2:]), epoch))
 
     @rule(seconds=st.floats(0.0, 15.0))
     def wait(self, seconds: float) -> None:

@@ -163,6 +163,8 @@ def sample_state() -> ServerState:
             kv_used=0.31,
             kv_tokens=32768,
             cached_share=0.62,
+            index="degraded",
+            index_accuracy=0.71,
             resident_bytes=812 << 20,
         ),
         ReplicaRow(

@@ -130,7 +130,7 @@ def test_slots_of_replicas_that_went_are_used_again() -> None:
         replica = ReplicaId(f"r{number}")
         index.add(replica)
         index.store(replica, [BlockKey(1)])
-        assert index.match([BlockKey(1)]) == {replica: 1}
+        assert index.match([BlockKey(1)], 1) == {replica: 1}
         index.drop(replica)
     index.add(ReplicaId("last"))
     index.check_integrity()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from routing import FACTS, R0, R1, ready_router, request, token
+import pytest
+from routing import FACTS, R0, R1, failed, ready_router, request, token
 
 from headrace.core.balancer.policy import Candidate, Choice, ReplicaFacts
+from headrace.core.balancer.predicted_ttft import PredictedTtft
+from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.core.router.events import (
+    ClientGone,
+    Deliver,
     Dispatch,
+    DrainReplica,
     KnowledgeChanged,
     KvListed,
     KvReported,
@@ -20,11 +27,13 @@ from headrace.core.router.events import (
     RequestArrived,
     WantSnapshot,
 )
-from headrace.core.router.knowledge import KvKnowledge
+from headrace.core.router.knowledge import MEMORY, KvKnowledge
+from headrace.core.router.prefixes import ASSUMED_BLOCKS
 from headrace.core.router.requests import keys_of
-from headrace.types import FinishReason, ReplicaId, Request, RequestId, block_key
+from headrace.types import FinishReason, Output, ReplicaId, Request, RequestId, block_key
 
 if TYPE_CHECKING:
+    from headrace.core.router.events import RouterEffect, RouterEvent
     from headrace.core.router.machine import Router
 
 CHAIN = tuple(bytes([index]) * 32 for index in range(1, 5))
@@ -122,7 +131,7 @@ def test_a_gap_asks_for_everything_once() -> None:
     router.handle(KvReported(R0, 1, KEYS[:1], ()), 1.0)
     assert router.handle(KvReported(R0, 3, (KEYS[2],), ()), 1.0) == [
         WantSnapshot(R0),
-        KnowledgeChanged(R0, KvKnowledge.DEGRADED, "changes 2 to 2 were missed"),
+        KnowledgeChanged(R0, KvKnowledge.DEGRADED, "change 2 was missed"),
     ]
     assert knowledge(router) is KvKnowledge.DEGRADED
     assert router.handle(KvReported(R0, 5, (), ()), 2.0) == []
@@ -203,3 +212,218 @@ def test_a_policy_that_answers_with_nonsense_is_replaced_too() -> None:
     assert failure == PolicyFailed("broken", "it chose r1, which is no candidate")
     assert isinstance(dispatch, Dispatch)
     assert (dispatch.replica, dispatch.client_id) == (R0, RequestId("a"))
+
+
+def test_late_reports_of_an_earlier_life_are_ignored() -> None:
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(ReplicaReady(R0, FACTS, epoch=2), 1.0)
+    router.handle(KvListed(R0, 9, KEYS, epoch=1), 2.0)
+    router.handle(KvReported(R0, 10, KEYS, (), epoch=1), 2.0)
+    assert knowledge(router) is KvKnowledge.APPROXIMATE
+    router.handle(KvReported(R0, 1, KEYS[:1], (), epoch=2), 3.0)
+    assert knowledge(router) is KvKnowledge.EXACT
+    assert cached(router, policy) == {"r0": 16}
+
+
+def test_a_restart_that_nobody_told_of_makes_all_void_at_once() -> None:
+    """The symptom of llm-d-router#2853: an index that keeps a restarted engine's blocks."""
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 40, KEYS, epoch=1), 1.0)
+    assert cached(router, policy, "before") == {"r0": 64}
+    router.handle(KvReported(R0, 1, KEYS[:1], (), epoch=2), 2.0)
+    assert cached(router, policy, "after") == {"r0": 16}
+    assert knowledge(router) is KvKnowledge.EXACT
+
+
+def test_what_it_says_before_it_is_asked_for_everything_is_kept() -> None:
+    """The symptom of dynamo#11190: a listing that is older than the changes erased these."""
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS[:2]), 1.0)
+    router.handle(KvReported(R0, 5, KEYS[2:], ()), 2.0)
+    router.handle(KvListed(R0, 4, KEYS[:2]), 3.0)
+    assert cached(router, policy) == {"r0": 64}
+
+
+def test_a_beat_tells_of_a_change_that_was_left_out() -> None:
+    router = ready_router(None, R0)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    assert router.handle(ReplicaBeat(R0, kv_changes=4), 2.0) == []
+    assert router.handle(ReplicaBeat(R0, kv_changes=5), 3.0) == [
+        WantSnapshot(R0),
+        KnowledgeChanged(R0, KvKnowledge.DEGRADED, "change 5 was told of, and did not come"),
+    ]
+
+
+def answer(router: Router, name: str, found: int | None, at: float = 1.0) -> list[RouterEffect]:
+    """Ask with PROMPT; its replica says how much of it was cached. Return what else happens."""
+    router.handle(RequestArrived((request(name, prompt=PROMPT, chain=CHAIN),)), at)
+    output = Output(RequestId(name), (7,), FinishReason.STOP, found)
+    effects = router.handle(Outputs(R0, (output,)), at)
+    return [effect for effect in effects if not isinstance(effect, Deliver)]
+
+
+def test_claims_that_do_not_come_true_are_believed_in_the_measured_share() -> None:
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    said = [answer(router, f"q{index}", 32) for index in range(4)]
+    assert policy.seen == {"r0": 64}
+    assert said == [
+        [],
+        [],
+        [],
+        [
+            KnowledgeChanged(
+                R0, KvKnowledge.DEGRADED, "50% of what 4 requests should find was there"
+            )
+        ],
+    ]
+    (figures,) = router.figures(1.0).replicas
+    assert figures.accuracy == pytest.approx(0.5)
+    assert cached(router, policy) == {"r0": 32}
+
+
+def test_a_discount_does_not_feed_on_itself() -> None:
+    """Held against what was found is what the index says, not what was made of it."""
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    for index in range(40):
+        answer(router, f"q{index}", 32)
+    assert cached(router, policy) == {"r0": 32}
+
+
+def test_a_replica_is_believed_again_when_claims_come_true_or_are_long_past() -> None:
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    for index in range(4):
+        answer(router, f"wrong{index}", 0)
+    assert knowledge(router) is KvKnowledge.DEGRADED
+    exact = KnowledgeChanged(R0, KvKnowledge.EXACT, "its changes are followed from number 4 on")
+    assert router.handle(ReplicaBeat(R0), 1.0 + MEMORY) == [exact]
+    for index in range(4):
+        answer(router, f"again{index}", 0, at=70.0)
+    assert knowledge(router) is KvKnowledge.DEGRADED
+    news = [answer(router, f"right{index}", 64, at=71.0) for index in range(80)]
+    assert [each for each in news if each] == [[exact]]
+    assert cached(router, policy) == {"r0": 64}
+
+
+def test_what_was_never_looked_up_proves_nothing() -> None:
+    router = ready_router(None, R0)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    for index in range(8):
+        router.handle(RequestArrived((request(f"q{index}", prompt=PROMPT, chain=CHAIN),)), 1.0)
+        late = Output(RequestId(f"q{index}"), (), FinishReason.DEADLINE, 0)
+        router.handle(Outputs(R0, (late,)), 1.0)
+    assert knowledge(router) is KvKnowledge.EXACT
+
+
+def test_a_replica_that_tells_nothing_of_its_blocks_is_measured_by_its_answers() -> None:
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    answer(router, "first", 0)
+    for index in range(4):
+        answer(router, f"silent{index}", None)
+    assert policy.seen == {"r0": 64}
+    for index in range(4):
+        answer(router, f"says{index}", 16)
+    assert cached(router, policy) == {"r0": 16}
+    assert knowledge(router) is KvKnowledge.APPROXIMATE
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        failed("a", retryable=False),
+        ClientGone((RequestId("a"),)),
+        Outputs(R0, (Output(RequestId("a"), (), FinishReason.ERROR, 0),)),
+        DrainReplica(R0, 0.0),
+    ],
+)
+def test_what_a_prompt_was_to_leave_is_not_expected_once_it_ends(end: RouterEvent) -> None:
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, ()), 1.0)
+    router.handle(RequestArrived((request("a", prompt=PROMPT, chain=CHAIN),)), 1.0)
+    assert len(router._fleet.prefixes.index) == len(KEYS)
+    router.handle(end, 2.0)
+    assert len(router._fleet.prefixes.index) == 0
+    router.check_integrity()
+
+
+def test_a_block_that_is_evicted_while_a_prompt_needs_it_is_expected_until_the_first_token() -> (
+    None
+):
+    policy = Watching()
+    router = ready_router(None, R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    router.handle(RequestArrived((request("a", prompt=PROMPT, chain=CHAIN),)), 1.0)
+    router.handle(KvReported(R0, 5, (), KEYS), 2.0)
+    assert cached(router, policy, "meanwhile") == {"r0": 64}
+    router.handle(Outputs(R0, (token("a"),)), 3.0)
+    assert cached(router, policy, "later") == {"r0": 0}
+
+
+def salted(name: str, tenant: str) -> Request:
+    root = chain_root(salt=tenant.encode(), model_identity="m", block_size=16)
+    chain = prompt_chain(root, PROMPT, 16)
+    return Request(
+        id=RequestId(name), prompt=PROMPT, max_tokens=4, chain=chain, chain_root=root, tenant=tenant
+    )
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_two_tenants_with_one_prompt_never_share_an_entry(tells: bool) -> None:
+    policy = Watching()
+    router = ready_router(None, R0, R1, policy=policy)
+    for replica in (R0, R1) if tells else ():
+        router.handle(KvListed(replica, 1, ()), 0.0)
+    ours = keys_of(salted("", "red").chain)
+    assert not set(ours) & set(keys_of(salted("", "blue").chain))
+    router.handle(RequestArrived((salted("a", "red"),)), 1.0)
+    if tells:
+        router.handle(KvReported(R0, 2, ours, ()), 1.0)
+    router.handle(RequestArrived((salted("b", "blue"),)), 1.0)
+    assert policy.seen == {"r0": 0, "r1": 0}, "where red's prompt is shows in blue's placement"
+    router.handle(RequestArrived((salted("c", "red"),)), 1.0)
+    assert policy.seen == {"r0": 64, "r1": 0}
+
+
+def test_where_a_tenants_cold_prompt_goes_says_nothing_of_another_tenants() -> None:
+    """Ties are broken by the prompt's first block, which is salted too."""
+    places: dict[str, list[str]] = {"red": [], "blue": []}
+    for number in range(32):
+        for tenant, found in places.items():
+            router = ready_router(None, R0, R1, policy=PredictedTtft())
+            salt = f"{number}".encode() + tenant.encode()
+            root = chain_root(salt=salt, model_identity="m", block_size=16)
+            chain = prompt_chain(root, PROMPT, 16)
+            (dispatch,) = router.handle(
+                RequestArrived((request("a", prompt=PROMPT, chain=chain),)), 0.0
+            )
+            assert isinstance(dispatch, Dispatch)
+            found.append(str(dispatch.replica))
+    same = sum(red == blue for red, blue in zip(*places.values(), strict=True))
+    assert 6 <= same <= 26, "as good as random"
+
+
+def test_what_is_assumed_goes_in_the_order_of_its_age_and_is_bounded() -> None:
+    policy = Watching()
+    facts = ReplicaFacts(block_size=64)  # a foreign replica: it says nothing of its cache
+    router = ready_router(None, R0, policy=policy, facts=facts)
+    index = router._fleet.prefixes.index
+    for number in range(ASSUMED_BLOCKS // 200):
+        chain = tuple(number.to_bytes(4, "little") + bytes([n]) * 28 for n in range(256))
+        chain = tuple(sha256(digest).digest() for digest in chain)
+        router.handle(RequestArrived((request(f"q{number}", prompt=(), chain=chain),), 9999), 0.0)
+        router.handle(Outputs(R0, (token(f"q{number}", finish=FinishReason.STOP),)), 0.0)
+        if number == 0:
+            oldest = keys_of(chain)
+    assert len(index) == ASSUMED_BLOCKS
+    assert index.match(oldest, 1) == {}
+    assert index.match(keys_of(chain), 1) == {R0: 256}

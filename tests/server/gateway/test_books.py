@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.core.balancer.registry import POLICIES
 from headrace.core.router.events import AttemptFailed
+from headrace.core.router.knowledge import MIN_PREDICTIONS
 from headrace.core.scheduler.events import ReportLoad
 from headrace.monitoring import table
 from headrace.server.gateway.config import GatewayConfig
@@ -146,6 +147,10 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
         assert (await served.chat()).status == 200, "a broken policy fails no request"
         assert served.registry.value(table.POLICY_FALLBACKS, "broken") == 1
         assert served.registry.value(table.DISPATCHES, "r0", "least_requests") == 1
+        for _ in range(MIN_PREDICTIONS):
+            talk = asyncio.create_task(served.request("POST", CHAT, HI))
+            await served.answer_with("x", cached_tokens=64)
+            await talk
         scrape = await served.request("GET", "/metrics")
         found |= {
             family.name

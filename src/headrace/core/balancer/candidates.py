@@ -65,13 +65,15 @@ class Candidates(Sequence[Candidate]):
         return [Candidate(views[name], tokens) for name, tokens in held if name in views][:num]
 
     def few(self, num: int, turn: int) -> list[Candidate]:
-        """Return ``num`` of them: half of these at most are those that hold most of the prompt.
+        """Return ``num`` of them, if there are as many; first those that hold most of the prompt.
 
-        The others come from the ``turn``-th on, round and round: each time other ones.
+        These are half at most, the others come from the ``turn``-th on, round and round: whoever
+        adds ``num // 2`` each time meets them all.
         """
         found = self.holders(num // 2)
         taken = {view.replica for view, _ in found}
         order = self._in_order()
+        num = min(num, len(order))
         start = turn % len(order)
         window = order[start : start + num] + order[: max(0, start + num - len(order))]
         others = [self._candidate(view) for view in window if view.replica not in taken]

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
     from headrace.types import BlockKey, ReplicaId
 
-MAX_DEPTHS = 4
-"""Of one prompt: each further one costs some look-ups, and who has less than four others have is
-hardly the place to go."""
-
 MAX_KEYS = 1 << 20
 """Held for one replica: 16 million tokens at 16 a block. What comes above is not kept."""
 
@@ -133,13 +129,13 @@ class PrefixIndex:
                 gone.append(key)
         self._clear(shelf, gone)
 
-    def match(self, keys: Sequence[BlockKey], exactly: int = MAX_DEPTHS) -> dict[ReplicaId, int]:
+    def match(self, keys: Sequence[BlockKey], exactly: int) -> dict[ReplicaId, int]:
         """Return how many of the first keys each replica has, where it is any.
 
-        The ``exactly`` largest different depths are exact, of replicas that have less it returns
-        what was seen on the way: no more than they have. Takes it that who has a block has those
-        before it, as caches that free tails first do. Of a replica with gaps it returns the end of
-        some run of blocks there (or less), from which time may be lost, and nothing else.
+        The ``exactly`` largest different depths are exact; of replicas that have less it returns
+        what was seen on the way, which is no more than they have. Takes it that who has a block has
+        those before it, as caches that free tails first do: of a replica with gaps it may return a
+        block that is not the end of its first run, from which time is lost, and nothing else.
         """
         depths: dict[ReplicaId, int] = {}
         get = self._where.get

@@ -62,7 +62,7 @@ class Feed:
             return Heard.OLD
         anew = self._enter(epoch)
         if number > self.number + 1:
-            self._miss(f"changes {self.number + 1} to {number - 1} were missed")
+            self._miss(_changes(self.number + 1, number - 1, "missed"))
         self.number = number
         return Heard.ANEW if anew else Heard.NEWS
 
@@ -83,7 +83,7 @@ class Feed:
     def latest(self, number: int) -> None:
         """Take the number of the latest change of this life, which should be here by now."""
         if self.is_heard and number > self.number and not self.missed:
-            self._miss(f"changes {self.number + 1} to {number} did not come")
+            self._miss(_changes(self.number + 1, number, "told of, and did not come"))
 
     def wants_listing(self, now: Seconds) -> bool:
         """Whether to ask for one now; takes it that it is asked for then."""
@@ -105,6 +105,12 @@ class Feed:
     def _miss(self, what: str) -> None:
         if not self.missed:
             self.missed = what
+
+
+def _changes(first: int, last: int, what: str) -> str:
+    if first == last:
+        return f"change {first} was {what}"
+    return f"changes {first} to {last} were {what}"
 
 
 class _Prediction(NamedTuple):

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from headrace.core.router.events import KvListed, KvReported, ReplicaReady, RouterEffect
     from headrace.types import BlockKey, ReplicaId, Seconds, Tokens
 
+DEPTHS = 4
+"""Of a prompt at different replicas, so many are looked up to the block: who has less than four
+others have is hardly the place to go."""
+
+DEPTHS_ASSUMED = 2
+"""The same, where all is assumed: more looks than that the guess is not worth."""
+
 ASSUMED_BLOCKS = 31_250
 """Held by a replica that does not say how many blocks it has (the bound llm-d's router uses)."""
 
@@ -66,6 +73,7 @@ class Prefixes:
         self.index = PrefixIndex()
         self._accounts: dict[ReplicaId, _Account] = {}
         self._unsettled: dict[ReplicaId, None] = {}  # may be worth more or less than was said
+        self._depths = DEPTHS_ASSUMED
 
     def add(self, event: ReplicaReady) -> None:
         """Take in a replica whose cache is empty."""
@@ -101,7 +109,7 @@ class Prefixes:
         heard = self._accounts[event.replica].feed.change(event.epoch, event.number)
         if heard is Heard.OLD:
             return
-        self._unsettled[event.replica] = None
+        self._note(event.replica)
         if heard is Heard.ANEW:
             self.index.replace(event.replica, ())
         self.index.store(event.replica, event.stored)
@@ -111,7 +119,7 @@ class Prefixes:
         """Take the whole content of a known replica's cache."""
         heard = self._accounts[event.replica].feed.listing(event.epoch, event.number)
         if heard is not Heard.OLD:
-            self._unsettled[event.replica] = None
+            self._note(event.replica)
             self.index.replace(event.replica, event.keys)
 
     def latest(self, replica: ReplicaId, number: int) -> None:
@@ -151,5 +159,10 @@ class Prefixes:
         return keys
 
     def match(self, keys: Sequence[BlockKey]) -> dict[ReplicaId, int]:
-        """Return how many of the first blocks each replica has, where it is any."""
-        return self.index.match(keys) if keys else {}
+        """Return how many of the first blocks each replica has, or less, where it is any."""
+        return self.index.match(keys, self._depths)
+
+    def _note(self, replica: ReplicaId) -> None:
+        """It tells of its blocks."""
+        self._unsettled[replica] = None
+        self._depths = DEPTHS

@@ -103,7 +103,7 @@ def test_an_event_of_several_lines_is_put_together() -> None:
 
 def test_a_whole_answer_says_what_it_bills() -> None:
     assert judge_whole(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}') == (
-        Billing(1, 2, 0)
+        Billing(1, 2, None)
     )
     assert judge_whole(b'{"data":[]}') is None
 

@@ -57,7 +57,9 @@ function update(node, replica) {
   node.meter.setAttribute("aria-valuenow", (replica.kv_used * 100).toFixed(0));
   say(node.kv, replica.kv_tokens
     ? `${share(replica.kv_used)} of ${count(replica.kv_tokens)}` : share(replica.kv_used));
-  say(parts.cached, share(replica.cached_share));
+  say(parts.cached, replica.index === "degraded"
+    ? `${share(replica.cached_share)}, index degraded` : share(replica.cached_share));
+  parts.cached.title = replica.index ? `its prefix cache is known as ${replica.index}` : "";
   say(parts.memory, bytes(replica.resident_bytes));
   say(parts.restarts, String(replica.restarts));
   say(parts.since, long(replica.seconds_in_state));
