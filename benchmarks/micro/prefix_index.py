@@ -8,11 +8,12 @@ A prompt of 4,096 tokens, a million blocks held by 64 replicas, block keys ready
   which only what was sent there is known).
 
 Each prompt is whole at one replica, and its beginning, of any length, at four others. Prompts
-rotate over all of the index, so that its memory, and the prompt's own keys, are as cold as they
-would be. Timed apart: the look-up, and with it the policy's choice among 64 replicas of different
+rotate over all of the index, so that its memory is as cold as it would be; a prompt's keys are made
+of its chain just before, untimed, as the Router does (and once made all beforehand: then they are
+cold too). Timed apart: the look-up, and with it the policy's choice among 64 replicas of different
 load. Beside it the chain's own time: what it takes to make those keys of tokens, or of text.
-``cpu_us`` is processor time of a whole pass over its calls. What a whole Router costs is in
-router_cost.py.
+``cpu_us`` is processor time of a whole pass, less that of one that only makes the keys. What a
+whole Router costs is in router_cost.py.
 
     python benchmarks/micro/prefix_index.py [--json FILE] [--replicas 64] [--blocks 1000000]
 """
@@ -32,20 +33,23 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from headrace.core.balancer.candidates import Candidates
 from headrace.core.balancer.policy import ReplicaFacts, ReplicaView
 from headrace.core.balancer.predicted_ttft import PredictedTtft
 from headrace.core.balancer.prefix_index import PrefixIndex
 from headrace.core.kvcache.chain import prompt_chain
-from headrace.core.router.prefixes import DEPTHS, DEPTHS_ASSUMED
+from headrace.core.router.prefixes import LOOKS, LOOKS_ASSUMED
 from headrace.core.router.requests import keys_of
 from headrace.server.gateway.foreign.scanning import CHUNK_BYTES, CHUNK_TOKENS, name_chunks
 from headrace.types import BlockKey, ReplicaId, Request, RequestId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    Given = TypeVar("Given")
+    Source = TypeVar("Source")
 
 PROMPT_TOKENS = 4096
 BLOCK_SIZE = 16
@@ -54,11 +58,11 @@ CHAIN_CALLS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """One kind of index. ``depths``: how many different ones are looked for, as the Router does."""
+    """One kind of index. ``looks`` into it are as many as the Router allows."""
 
     name: str
     block_size: int
-    depths: int
+    looks: int
     bar_us: float  # of the median of look-up and choice together
 
     @property
@@ -68,8 +72,8 @@ class Form:
 
 
 FORMS = (
-    Form(name="exact", block_size=BLOCK_SIZE, depths=DEPTHS, bar_us=40.0),
-    Form(name="approximate", block_size=CHUNK_TOKENS, depths=DEPTHS_ASSUMED, bar_us=15.0),
+    Form(name="exact", block_size=BLOCK_SIZE, looks=LOOKS, bar_us=40.0),
+    Form(name="approximate", block_size=CHUNK_TOKENS, looks=LOOKS_ASSUMED, bar_us=15.0),
 )
 
 
@@ -91,15 +95,15 @@ class Pool:
     def __init__(self, form: Form, num_replicas: int, num_blocks: int) -> None:
         self.replicas = [ReplicaId(f"r{index}") for index in range(num_replicas)]
         self.index = PrefixIndex()
-        self.prompts: list[tuple[BlockKey, ...]] = []
+        self.chains: list[tuple[bytes, ...]] = []
         for replica in self.replicas:
             self.index.add(replica)
         draw, length = random.Random(5), form.blocks
         for _ in range(num_blocks // length):
-            self.prompts.append(keys_of([draw.randbytes(32) for _ in range(length)]))
+            self.chains.append(tuple(draw.randbytes(32) for _ in range(length)))
         before = resident_bytes()
-        for prompt in self.prompts:
-            keys = [BlockKey(int(str(key))) for key in prompt]  # objects of its own
+        for chain in self.chains:
+            keys = keys_of(chain)
             for replica in draw.sample(self.replicas, min(4, num_replicas)):
                 self.index.store(replica, keys[: draw.randint(1, length)])
             self.index.store(draw.choice(self.replicas), keys)
@@ -125,52 +129,71 @@ def facts() -> ReplicaFacts:
     )
 
 
-def timed(index: str, what: str, calls: Sequence[Callable[[], object]]) -> Figure:
-    """Call each twice, once for the distribution and once for the processor time of all."""
-    times = []
-    for call in calls:
-        start = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - start) / 1000)
-    times.sort()
-    begun = time.process_time()
-    for call in calls:
-        call()
-    cpu = time.process_time() - begun
+def figure(index: str, what: str, nanoseconds: list[int], cpu_seconds: float) -> Figure:
+    """Return the distribution."""
+    times = sorted(each / 1000 for each in nanoseconds)
     return Figure(
         index=index,
         what=what,
-        calls=len(calls),
+        calls=len(times),
         median_us=round(statistics.median(times), 2),
         p95_us=round(times[int(0.95 * len(times))], 2),
-        cpu_us=round(1e6 * cpu / len(calls), 2),
+        cpu_us=round(1e6 * cpu_seconds / len(times), 2),
     )
+
+
+def timed(
+    index: str,
+    what: str,
+    work: Callable[[Given], object],
+    make: Callable[[Source], Given],
+    sources: Sequence[Source],
+) -> Figure:
+    """Do ``work`` for what is made of each source: once for each time, once for all CPU time."""
+    times = []
+    for source in sources:
+        given = make(source)
+        start = time.perf_counter_ns()
+        work(given)
+        times.append(time.perf_counter_ns() - start)
+    begun = time.process_time()
+    for source in sources:
+        work(make(source))
+    worked = time.process_time()
+    for source in sources:
+        make(source)
+    made = time.process_time() - worked
+    return figure(index, what, times, worked - begun - made)
 
 
 def measure_index(form: Form, pool: Pool) -> list[Figure]:
     """Time the look-up alone, and with the choice."""
-    index, prompts = pool.index, pool.prompts
-    views, policy = pool.views(), PredictedTtft()
+    index, views, policy = pool.index, pool.views(), PredictedTtft()
     request = Request(id=RequestId("q"), prompt=(1,), max_tokens=1, chain=(bytes(32),))
 
+    def match(keys: tuple[BlockKey, ...]) -> None:
+        index.match(keys, form.looks)
+
     def choose(keys: tuple[BlockKey, ...]) -> None:
-        depths = index.match(keys, form.depths)
+        depths = index.match(keys, form.looks)
         cached = {replica: form.block_size * depth for replica, depth in depths.items()}
         policy.choose(request, PROMPT_TOKENS, Candidates(views, cached))
 
-    unknown = [tuple(BlockKey(key + 1) for key in keys) for keys in prompts]
+    def unknown(chain: tuple[bytes, ...]) -> tuple[BlockKey, ...]:
+        return tuple(BlockKey(key + 1) for key in keys_of(chain))
+
+    def same(keys: tuple[BlockKey, ...]) -> tuple[BlockKey, ...]:
+        return keys
+
+    ready = [keys_of(chain) for chain in pool.chains]
     gc.collect()
     gc.freeze()  # the million keys of the benchmark itself are no work for the collector
-
-    def match(keys: tuple[BlockKey, ...]) -> None:
-        index.match(keys, form.depths)
-
+    name, chains = form.name, pool.chains
     return [
-        timed(form.name, "look-up", [partial(match, keys) for keys in prompts]),
-        timed(
-            form.name, "look-up of an unknown prompt", [partial(match, keys) for keys in unknown]
-        ),
-        timed(form.name, "look-up and choice", [partial(choose, keys) for keys in prompts]),
+        timed(name, "look-up of an unknown prompt", match, unknown, chains),
+        timed(name, "look-up", match, keys_of, chains),
+        timed(name, "look-up and choice, cold keys", choose, same, ready),
+        timed(name, "look-up and choice", choose, keys_of, chains),
     ]
 
 
@@ -181,12 +204,17 @@ def measure_chains() -> list[Figure]:
     text = draw.randbytes(PROMPT_TOKENS // CHUNK_TOKENS * CHUNK_BYTES)
     of_tokens = partial(prompt_chain, root, tokens, BLOCK_SIZE)
     of_text = partial(name_chunks, root, text)
-    return [
-        timed("exact", "chain of 4,096 tokens", [of_tokens] * CHAIN_CALLS),
-        timed("exact", "its keys", [partial(keys_of, of_tokens())] * CHAIN_CALLS),
-        timed("approximate", "chain of 16 KiB of text", [of_text] * CHAIN_CALLS),
-        timed("approximate", "its keys", [partial(keys_of, of_text())] * CHAIN_CALLS),
-    ]
+    figures = []
+    for index, what, chain in (
+        ("exact", "chain of 4,096 tokens", of_tokens),
+        ("approximate", "chain of 16 KiB of text", of_text),
+    ):
+        digests, calls = chain(), range(CHAIN_CALLS)
+        figures += [
+            timed(index, what, lambda _, chain=chain: chain(), int, calls),
+            timed(index, "its keys", lambda _, made=digests: keys_of(made), int, calls),
+        ]
+    return figures
 
 
 def resident_bytes() -> int:

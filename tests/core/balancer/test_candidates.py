@@ -51,7 +51,7 @@ def test_a_few_are_different_candidates_the_best_holders_first(
     assert len(set(names)) == len(few) == min(wanted, num)
     assert all(each in list(every) for each in few)
     held = sorted((each.cached_tokens for each in every if each.cached_tokens), reverse=True)
-    best = held[: min(wanted // 2, num)]
+    best = held[: min(wanted, num) // 2]
     assert [each.cached_tokens for each in few[: len(best)]] == best
     assert list(as_candidates(list(every))) == list(every)
 

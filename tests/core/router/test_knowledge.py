@@ -48,8 +48,11 @@ def test_a_beat_shows_that_the_last_change_did_not_come() -> None:
     assert not feed.missed
     feed.latest(5)
     assert feed.missed == "changes 4 to 5 were told of, and did not come"
-    assert feed.change(0, 5) is Heard.NEWS
-    assert feed.missed, "nobody knows what was in change 4"
+    assert feed.change(0, 5) is Heard.OLD
+    assert feed.listing(0, 4) is Heard.ANEW
+    assert feed.missed, "nobody knows what is in change 5"
+    assert feed.listing(0, 5) is Heard.ANEW
+    assert not feed.missed
 
 
 def test_a_listing_is_asked_for_again_after_a_while() -> None:

@@ -70,14 +70,21 @@ class Candidates(Sequence[Candidate]):
         These are half at most, the others come from the ``turn``-th on, round and round: whoever
         adds ``num // 2`` each time meets them all.
         """
+        order, get = self._in_order(), self._cached.get
+        num = min(num, len(order))
         found = self.holders(num // 2)
         taken = {view.replica for view, _ in found}
-        order = self._in_order()
-        num = min(num, len(order))
         start = turn % len(order)
-        window = order[start : start + num] + order[: max(0, start + num - len(order))]
-        others = [self._candidate(view) for view in window if view.replica not in taken]
-        return found + others[: num - len(found)]
+        window = order[start : start + num]
+        if len(window) < num:
+            window += order[: num - len(window)]
+        for view in window:
+            if len(found) == num:
+                break
+            name = view.replica
+            if name not in taken:
+                found.append(Candidate(view, get(name, 0)))
+        return found
 
     def _in_order(self) -> list[ReplicaView]:
         if not self._order:

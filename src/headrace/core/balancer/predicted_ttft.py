@@ -89,15 +89,15 @@ class PredictedTtft:
         if len(candidates) > MAX_PRICED:
             candidates = as_candidates(candidates).few(SAMPLE, self._turn)
             self._turn += SAMPLE // 2
-        scores, times = [], []
+        scores, costs, times = [], [], []
         for view, cached in candidates:
             uncached = prompt_tokens - cached
             cost = seconds = seconds_to_first_token(view, uncached, prompt_tokens)
             if view.decoding:
                 cost += HARM * harm_to_others(view, uncached)
             scores.append(Score(view.replica, cost, cached))
+            costs.append(cost)
             times.append(seconds)
-        costs = [score.cost for score in scores]
         limit = min(costs) * (1 + TOLERANCE)
         equals = [index for index, cost in enumerate(costs) if cost <= limit]
         index = equals[0] if len(equals) == 1 else self._break_tie(request, candidates, equals)

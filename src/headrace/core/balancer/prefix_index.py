@@ -129,13 +129,13 @@ class PrefixIndex:
                 gone.append(key)
         self._clear(shelf, gone)
 
-    def match(self, keys: Sequence[BlockKey], exactly: int) -> dict[ReplicaId, int]:
+    def match(self, keys: Sequence[BlockKey], looks: int) -> dict[ReplicaId, int]:
         """Return how many of the first keys each replica has, where it is any.
 
-        The ``exactly`` largest different depths are exact; of replicas that have less it returns
-        what was seen on the way, which is no more than they have. Takes it that who has a block has
-        those before it, as caches that free tails first do: of a replica with gaps it may return a
-        block that is not the end of its first run, from which time is lost, and nothing else.
+        Takes it that who has a block has those before it, as caches that free tails first do: of a
+        replica with gaps it may return a block that is not the end of its first run, from which
+        time is lost, and nothing else. After ``looks`` look-ups it is content with what it has
+        seen: the largest depths are found first, of those left it returns no more than they have.
         """
         depths: dict[ReplicaId, int] = {}
         get = self._where.get
@@ -144,12 +144,13 @@ class PrefixIndex:
             return depths
         low, high = 1, len(keys)
         at_high = at_low & get(keys[-1], 0)
+        looks -= 2
         if at_high:
             self._note(at_high, high, depths)
-            exactly -= 1
         left: list[tuple[int, int, int, int]] = []  # (low, high, who has low, who of them has high)
         while True:
-            if at_low != at_high and high - low > 1 and exactly > 0:
+            if at_low != at_high and high - low > 1 and looks > 0:
+                looks -= 1
                 middle = (low + high) // 2
                 at_middle = at_low & get(keys[middle - 1], 0) | at_high
                 if at_middle != at_low:
@@ -158,7 +159,6 @@ class PrefixIndex:
                 continue
             if at_low != at_high:
                 self._note(at_low & ~at_high, low, depths)
-                exactly -= 1
             if not left:
                 return depths
             low, high, at_low, at_high = left.pop()

@@ -45,8 +45,8 @@ class Heard(Enum):
 class Feed:
     """Follows one replica's changes, numbered from 1 in each of its lives (``epoch``).
 
-    ``number`` is the highest that was heard. With a gap nothing but a listing at least as new as
-    that makes it whole again, since whatever came late was not taken.
+    ``number`` is the highest that was heard of. With a gap nothing but a listing at least as new
+    as that makes it whole again, since whatever comes late is not taken.
     """
 
     def __init__(self, epoch: int = 0) -> None:
@@ -82,8 +82,9 @@ class Feed:
 
     def latest(self, number: int) -> None:
         """Take the number of the latest change of this life, which should be here by now."""
-        if self.is_heard and number > self.number and not self.missed:
+        if self.is_heard and number > self.number:
             self._miss(_changes(self.number + 1, number, "told of, and did not come"))
+            self.number = number
 
     def wants_listing(self, now: Seconds) -> bool:
         """Whether to ask for one now; takes it that it is asked for then."""

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from headrace.core.router.events import KvListed, KvReported, ReplicaReady, RouterEffect
     from headrace.types import BlockKey, ReplicaId, Seconds, Tokens
 
-DEPTHS = 4
-"""Of a prompt at different replicas, so many are looked up to the block: who has less than four
-others have is hardly the place to go."""
+LOOKS = 20
+"""Into the index for a prompt: of 4,096 tokens in 256 blocks, those who have most are found to the
+block at three different depths or so, the others at least so far."""
 
-DEPTHS_ASSUMED = 2
-"""The same, where all is assumed: more looks than that the guess is not worth."""
+LOOKS_ASSUMED = 8
+"""The same, where all is assumed: more than the longest beginning the guess is not worth."""
 
 ASSUMED_BLOCKS = 31_250
 """Held by a replica that does not say how many blocks it has (the bound llm-d's router uses)."""
@@ -73,7 +73,7 @@ class Prefixes:
         self.index = PrefixIndex()
         self._accounts: dict[ReplicaId, _Account] = {}
         self._unsettled: dict[ReplicaId, None] = {}  # may be worth more or less than was said
-        self._depths = DEPTHS_ASSUMED
+        self._looks = LOOKS_ASSUMED
 
     def add(self, event: ReplicaReady) -> None:
         """Take in a replica whose cache is empty."""
@@ -160,9 +160,9 @@ class Prefixes:
 
     def match(self, keys: Sequence[BlockKey]) -> dict[ReplicaId, int]:
         """Return how many of the first blocks each replica has, or less, where it is any."""
-        return self.index.match(keys, self._depths)
+        return self.index.match(keys, self._looks)
 
     def _note(self, replica: ReplicaId) -> None:
         """It tells of its blocks."""
         self._unsettled[replica] = None
-        self._depths = DEPTHS
+        self._looks = LOOKS
