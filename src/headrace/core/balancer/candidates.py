@@ -61,8 +61,13 @@ class Candidates(Sequence[Candidate]):
 
     def holders(self, num: int) -> list[Candidate]:
         """Return those that hold most of the prompt, the first ``num``, the most first."""
-        views, held = self._views, sorted(self._cached.items(), key=_CACHED, reverse=True)
-        return [Candidate(views[name], tokens) for name, tokens in held if name in views][:num]
+        views, found = self._views, list[Candidate]()
+        for name, tokens in sorted(self._cached.items(), key=_CACHED, reverse=True):
+            if len(found) == num:
+                break
+            if name in views:
+                found.append(Candidate(views[name], tokens))
+        return found
 
     def few(self, num: int, turn: int) -> list[Candidate]:
         """Return ``num`` of them, if there are as many; first those that hold most of the prompt.

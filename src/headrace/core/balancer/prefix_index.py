@@ -69,13 +69,11 @@ class PrefixIndex:
 
     def store(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
         """Note that a replica holds these, as far as there is room."""
-        shelf, where = self._shelves[replica], self._where
-        held, bit = shelf.held, shelf.bit
-        for key in keys:
-            if len(held) >= self._max_keys:
-                return
-            held[key] = None
-            where[key] = where.get(key, 0) | bit
+        shelf = self._shelves[replica]
+        held = shelf.held
+        new = [key for key in dict.fromkeys(keys) if key not in held][: self._max_keys - len(held)]
+        held.update(dict.fromkeys(new))
+        self._mark(shelf, new)
 
     def remove(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
         """Note that a replica holds these no more."""
@@ -106,13 +104,13 @@ class PrefixIndex:
         self.remove(replica, list(islice(held, surplus)))
         self.store(replica, reversed(keys))
 
-    def expect(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
+    def expect(self, replica: ReplicaId, keys: Sequence[BlockKey]) -> None:
         """Count on these being there soon; ends with ``unexpect`` of the same keys."""
-        shelf, where = self._shelves[replica], self._where
-        expected, bit = shelf.expected, shelf.bit
+        shelf = self._shelves[replica]
+        expected = shelf.expected
         for key in keys:
             expected[key] = expected.get(key, 0) + 1
-            where[key] = where.get(key, 0) | bit
+        self._mark(shelf, keys)
 
     def unexpect(self, replica: ReplicaId, keys: Iterable[BlockKey]) -> None:
         """Take back one ``expect``. A replica that is gone is ignored."""
@@ -179,12 +177,26 @@ class PrefixIndex:
         if bits != self._everyone:
             raise InvariantBroken(f"bits in use {bits:b}, noted {self._everyone:b}")
 
+    def _mark(self, shelf: _Shelf, keys: Iterable[BlockKey]) -> None:
+        """Set a replica's bit. Neighbours that have the same bits share one object: of a prompt's
+        blocks most do, which saves memory, and time when it is not in the processor's caches."""
+        where, get, bit = self._where, self._where.get, shelf.bit
+        before, after = 0, bit
+        for key in keys:
+            mask = get(key, 0)
+            if mask is not before:
+                before, after = mask, mask | bit
+            where[key] = after
+
     def _clear(self, shelf: _Shelf, keys: Iterable[BlockKey]) -> None:
         where, bit = self._where, shelf.bit
+        before, after = 0, 0
         for key in keys:
-            mask = where.get(key, 0) & ~bit
-            if mask:
-                where[key] = mask
+            mask = where.get(key, 0)
+            if mask is not before:
+                before, after = mask, mask & ~bit
+            if after:
+                where[key] = after
             else:
                 where.pop(key, None)
 
