@@ -18,7 +18,8 @@ VIEWS = {
 
 def candidates(num: int, cached: dict[str, int]) -> Candidates:
     views = dict(list(VIEWS.items())[:num])
-    return Candidates(views, {ReplicaId(name): tokens for name, tokens in cached.items()})
+    held = {ReplicaId(name): tokens for name, tokens in cached.items()}
+    return Candidates(list(views.values()), views, held)
 
 
 def test_they_are_a_sequence_in_the_order_of_the_views() -> None:

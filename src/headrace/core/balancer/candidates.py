@@ -22,7 +22,8 @@ _CACHED = itemgetter(1)
 
 
 class Candidates(Sequence[Candidate]):
-    """``views`` are who may take it; ``cached`` says who is believed to have how much of it.
+    """``order`` are who may take it, ``views`` the same by name; ``cached`` says who is believed to
+    have how much of it.
 
     ``cached`` may name replicas that are no candidates, and names none that has nothing.
     """
@@ -30,14 +31,17 @@ class Candidates(Sequence[Candidate]):
     __slots__ = ("_cached", "_order", "_views")
 
     def __init__(
-        self, views: Mapping[ReplicaId, ReplicaView], cached: Mapping[ReplicaId, Tokens]
+        self,
+        order: Sequence[ReplicaView],
+        views: Mapping[ReplicaId, ReplicaView],
+        cached: Mapping[ReplicaId, Tokens],
     ) -> None:
+        self._order = order
         self._views = views
         self._cached = cached
-        self._order: list[ReplicaView] = []  # made when it is asked for
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._order)
 
     @overload
     def __getitem__(self, index: int) -> Candidate: ...
@@ -46,13 +50,12 @@ class Candidates(Sequence[Candidate]):
     def __getitem__(self, index: slice) -> Sequence[Candidate]: ...
 
     def __getitem__(self, index: int | slice) -> Candidate | Sequence[Candidate]:
-        order = self._in_order()
         if isinstance(index, slice):
-            return [self._candidate(view) for view in order[index]]
-        return self._candidate(order[index])
+            return [self._candidate(view) for view in self._order[index]]
+        return self._candidate(self._order[index])
 
     def __iter__(self) -> Iterator[Candidate]:
-        return map(self._candidate, self._in_order())
+        return map(self._candidate, self._order)
 
     def find(self, replica: ReplicaId) -> Candidate | None:
         """Return the candidate of that name."""
@@ -75,26 +78,19 @@ class Candidates(Sequence[Candidate]):
         These are half at most, the others come from the ``turn``-th on, round and round: whoever
         adds ``num // 2`` each time meets them all.
         """
-        order, get = self._in_order(), self._cached.get
+        order, get = self._order, self._cached.get
         num = min(num, len(order))
         found = self.holders(num // 2)
         taken = {view.replica for view, _ in found}
         start = turn % len(order)
         window = order[start : start + num]
-        if len(window) < num:
-            window += order[: num - len(window)]
-        for view in window:
+        for view in (*window, *order[: num - len(window)]):
             if len(found) == num:
                 break
             name = view.replica
             if name not in taken:
                 found.append(Candidate(view, get(name, 0)))
         return found
-
-    def _in_order(self) -> list[ReplicaView]:
-        if not self._order:
-            self._order = list(self._views.values())
-        return self._order
 
     def _candidate(self, view: ReplicaView) -> Candidate:
         return Candidate(view, self._cached.get(view.replica, 0))
@@ -104,7 +100,6 @@ def as_candidates(candidates: Sequence[Candidate]) -> Candidates:
     """Return any candidates as such."""
     if isinstance(candidates, Candidates):
         return candidates
-    views = {each.view.replica: each.view for each in candidates}
-    return Candidates(
-        views, {r.view.replica: r.cached_tokens for r in candidates if r.cached_tokens}
-    )
+    order = [each.view for each in candidates]
+    views = {view.replica: view for view in order}
+    return Candidates(order, views, {view.replica: n for view, n in candidates if n})

@@ -105,7 +105,8 @@ class Fleet:
             replica: int(claim * self.prefixes.discount(replica))
             for replica, claim in tracked.claims.items()
         }
-        return Candidates({member.view.replica: member.view for member in members}, believed)
+        order = [member.view for member in members]
+        return Candidates(order, {view.replica: view for view in order}, believed)
 
     def send(self, group: Iterable[Tracked], candidate: Candidate, now: Seconds) -> list[Request]:
         """Count requests with one prompt in at a replica; return what to send.

@@ -30,8 +30,8 @@ LOOKS = 20
 """Into the index for a prompt: of 4,096 tokens in 256 blocks, those who have most are found to the
 block at three different depths or so, the others at least so far."""
 
-LOOKS_ASSUMED = 8
-"""The same, where all is assumed: more than the longest beginning the guess is not worth."""
+LOOKS_ASSUMED = 7
+"""The same, where all is assumed: the longest beginning to a chunk or two of 64."""
 
 ASSUMED_BLOCKS = 31_250
 """Held by a replica that does not say how many blocks it has (the bound llm-d's router uses)."""
