@@ -28,6 +28,7 @@ from headrace.core.router.events import (
     WantSnapshot,
 )
 from headrace.core.router.knowledge import MEMORY, KvKnowledge
+from headrace.core.router.limits import RouterLimits
 from headrace.core.router.prefixes import ASSUMED_BLOCKS
 from headrace.core.router.requests import keys_of
 from headrace.types import FinishReason, Output, ReplicaId, Request, RequestId, block_key
@@ -284,6 +285,16 @@ def test_claims_that_do_not_come_true_are_believed_in_the_measured_share() -> No
     (figures,) = router.figures(1.0).replicas
     assert figures.accuracy == pytest.approx(0.5)
     assert cached(router, policy) == {"r0": 32}
+
+
+def test_without_discounts_claims_are_measured_and_believed() -> None:
+    policy = Watching()
+    router = ready_router(RouterLimits(discount_claims=False), R0, policy=policy)
+    router.handle(KvListed(R0, 4, KEYS), 1.0)
+    for index in range(4):
+        answer(router, f"q{index}", 32)
+    assert knowledge(router) is KvKnowledge.DEGRADED
+    assert cached(router, policy) == {"r0": 64}
 
 
 def test_a_discount_does_not_feed_on_itself() -> None:

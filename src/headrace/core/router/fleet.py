@@ -46,9 +46,11 @@ class Fleet:
     said to be empty.
     """
 
-    def __init__(self, health: FailureDetector, *, max_outstanding: int) -> None:
+    def __init__(
+        self, health: FailureDetector, *, max_outstanding: int, discounts: bool = True
+    ) -> None:
         self.members: dict[ReplicaId, Member] = {}
-        self.prefixes = Prefixes()
+        self.prefixes = Prefixes(discounts=discounts)
         self.drains: dict[ReplicaId, Seconds | None] = {}
         self.step_times = StepTimes()
         self._health = health

@@ -24,6 +24,7 @@ class RouterLimits:
     max_retries: int = 2  # of a request whose attempts failed while their replicas live
     retry_share: float = 0.1  # retries of all requests together, in proportion to them
     refuse_infeasible: bool = True  # what asks for its first token sooner than it can come
+    discount_claims: bool = True  # of the prefix index, to the share that comes true
     max_busy: Seconds = 60.0  # that a replica which says that it is full is left alone
     continues: bool = True  # False: the replicas (foreign) cannot go on from tokens
     start_seconds: Seconds | None = None  # what a replica usually takes to become ready

@@ -61,7 +61,11 @@ class Router:
     def __init__(self, limits: RouterLimits | None = None, policy: Policy | None = None) -> None:
         self._limits = limits or RouterLimits()
         self._health = FailureDetector(self._limits.health)
-        self._fleet = Fleet(self._health, max_outstanding=self._limits.max_outstanding)
+        self._fleet = Fleet(
+            self._health,
+            max_outstanding=self._limits.max_outstanding,
+            discounts=self._limits.discount_claims,
+        )
         self._admission = Admission(self._limits)
         self._streams = Streams(self._limits, self._fleet, self._admission.pace)
         self._oversight = Oversight(self._fleet, self._health, self._streams)

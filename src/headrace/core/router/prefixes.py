@@ -67,13 +67,14 @@ class _Account:
 
 
 class Prefixes:
-    """The index, kept by events."""
+    """The index, kept by events. Without ``discounts`` all that it claims is believed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, discounts: bool = True) -> None:
         self.index = PrefixIndex()
         self._accounts: dict[ReplicaId, _Account] = {}
         self._unsettled: dict[ReplicaId, None] = {}  # may be worth more or less than was said
         self._looks = LOOKS_ASSUMED
+        self._discounts = discounts
 
     def add(self, event: ReplicaReady) -> None:
         """Take in a replica whose cache is empty."""
@@ -102,7 +103,7 @@ class Prefixes:
 
     def discount(self, replica: ReplicaId) -> float:
         """Return what share of a claim about a known replica is to be believed."""
-        return self._accounts[replica].truth.discount
+        return self._accounts[replica].truth.discount if self._discounts else 1.0
 
     def change(self, event: KvReported) -> None:
         """Take a change of a known replica's cache."""

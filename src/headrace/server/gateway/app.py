@@ -274,6 +274,7 @@ def _build_router(config: GatewayConfig) -> Router:
         silent_after=config.silent_after,
         stuck_after=config.stuck_after,
         fair_queue=config.fair_queue,
+        discount_claims=config.discount_claims,
         refuse_infeasible=config.refuse_infeasible,
     )
     return Router(limits, build_policy(config.policy))

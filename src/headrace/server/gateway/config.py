@@ -48,6 +48,9 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     refuse_infeasible: Annotated[
         bool, Meta(description="refuse at once what asks for its first token too soon")
     ] = True
+    discount_claims: Annotated[
+        bool, Meta(description="cached tokens that are predicted count for the share that is found")
+    ] = True
     trust_tenant_header: Annotated[
         bool, Meta(description="believe x-headrace-tenant without a trusted key")
     ] = False

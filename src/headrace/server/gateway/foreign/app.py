@@ -196,6 +196,7 @@ def _build_router(config: GatewayConfig) -> Router:
         max_migrations=config.max_migrations,
         retry_share=config.retry_share,
         fair_queue=config.fair_queue,
+        discount_claims=config.discount_claims,
         continues=False,
     )
     return Router(limits, build_policy(config.policy))
