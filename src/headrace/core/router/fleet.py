@@ -104,8 +104,9 @@ class Fleet:
             members = untried or members
         tracked.claims = self._claims(tracked)
         believed = {
-            replica: int(claim * self.prefixes.discount(replica))
+            replica: tokens
             for replica, claim in tracked.claims.items()
+            if (tokens := int(claim * self.prefixes.discount(replica)))
         }
         order = [member.view for member in members]
         return Candidates(order, {view.replica: view for view in order}, believed)
@@ -129,12 +130,6 @@ class Fleet:
         view.prefill_tokens -= attempt.uncached
         view.decoding += 1
         self._unexpect(attempt)
-
-    def note_found(self, attempt: Attempt, found: Tokens | None, now: Seconds) -> None:
-        """A replica says what it had of an attempt's prompt, None if it does not say."""
-        if attempt.claimed is not None and found is not None:
-            self.prefixes.compare(attempt.replica, attempt.claimed, found, now)
-            attempt.claimed = None
 
     def release(self, attempt: Attempt) -> None:
         """Count an attempt out."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from headrace.core.router.events import KvListed, KvReported, ReplicaReady, RouterEffect
+    from headrace.core.router.requests import Attempt
     from headrace.types import BlockKey, ReplicaId, Seconds, Tokens
 
 LOOKS = 20
@@ -130,11 +131,14 @@ class Prefixes:
         if feed.missed:
             self._unsettled[replica] = None
 
-    def compare(self, replica: ReplicaId, claimed: Tokens, found: Tokens, now: Seconds) -> None:
-        """A known replica found so many cached tokens where so many were predicted."""
-        account = self._accounts[replica]
-        account.truth.note(claimed, found, account.block_size, now)
-        self._unsettled[replica] = None
+    def compare(self, attempt: Attempt, found: Tokens | None, now: Seconds) -> None:
+        """A known replica says what it had of an attempt's prompt, None if it does not say."""
+        if attempt.claimed is None or found is None:
+            return
+        account = self._accounts[attempt.replica]
+        account.truth.note(attempt.claimed, found, account.block_size, now)
+        attempt.claimed = None
+        self._unsettled[attempt.replica] = None
 
     def settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Ask for what is missing, and say whose cache is known better or worse than before."""

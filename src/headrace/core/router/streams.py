@@ -163,7 +163,7 @@ class Streams:
         """Take note of an output that is the first or the last of an attempt."""
         finish = output.finish
         if finish not in _WITHOUT_TRUTH:
-            self._fleet.note_found(attempt, output.cached_tokens, now)
+            self._fleet.prefixes.compare(attempt, output.cached_tokens, now)
         if not attempt.answered:
             attempt.tracked.answered = True
             self._fleet.note_answer(attempt)
