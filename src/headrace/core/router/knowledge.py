@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, StrEnum
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Feed:
         self.number = 0
         self.is_heard = False
         self.missed = ""  # what was, empty unless there is a gap
-        self._asked_at: Seconds | None = None  # for a listing
+        self.asks_at: Seconds = -inf  # when a listing is to be asked for, with a gap
 
     def change(self, epoch: int, number: int) -> Heard:
         """Take the number of a change."""
@@ -74,7 +75,7 @@ class Feed:
         if is_older and not self.missed:
             return Heard.OLD
         self._enter(epoch)
-        self._asked_at = None  # this was the answer
+        self.asks_at = -inf  # this was the answer
         if not is_older:
             self.number = number
             self.missed = ""
@@ -88,18 +89,16 @@ class Feed:
 
     def wants_listing(self, now: Seconds) -> bool:
         """Whether to ask for one now; takes it that it is asked for then."""
-        if not self.missed:
+        if not self.missed or now < self.asks_at:
             return False
-        if self._asked_at is not None and now < self._asked_at + LISTING_PATIENCE:
-            return False
-        self._asked_at = now
+        self.asks_at = now + LISTING_PATIENCE
         return True
 
     def _enter(self, epoch: int) -> bool:
         """Go on in this life; return whether it is new here."""
         if self.is_heard and epoch == self.epoch:
             return False
-        self.epoch, self.number, self.missed, self._asked_at = epoch, 0, "", None
+        self.epoch, self.number, self.missed, self.asks_at = epoch, 0, "", -inf
         self.is_heard = True
         return True
 
@@ -125,8 +124,11 @@ class Truth:
     """What became of the latest predictions of one replica's cached tokens."""
 
     def __init__(self) -> None:
-        self._predictions: deque[_Prediction] = deque(maxlen=WINDOW)
-        self._in_doubt = False
+        self._predictions: deque[_Prediction] = deque()
+        self._claimed: Tokens = 0  # sums of the predictions
+        self._found: Tokens = 0
+        self._surplus: Tokens = 0
+        self.in_doubt = False  # too much of what is claimed is not found
 
     def __len__(self) -> int:
         return len(self._predictions)
@@ -134,29 +136,23 @@ class Truth:
     @property
     def share(self) -> float | None:
         """Of the claimed tokens, those that were found, 0 to 1. None: too few to say."""
-        claimed = sum(each.claimed for each in self._predictions)
-        if len(self._predictions) < MIN_PREDICTIONS or not claimed:
-            return None
-        return sum(each.found for each in self._predictions) / claimed
+        return self._found_of(self._claimed)
 
     @property
     def accuracy(self) -> float | None:
         """1 - the error of predictions, claims too small included, over all they were about."""
-        total = sum(each.claimed + each.surplus for each in self._predictions)
-        if len(self._predictions) < MIN_PREDICTIONS or not total:
-            return None
-        return sum(each.found for each in self._predictions) / total
+        return self._found_of(self._claimed + self._surplus)
 
     @property
     def discount(self) -> float:
         """What to multiply a claim with: 1 unless claims have proved too large."""
         share = self.share
-        return 1.0 if share is None or not self._in_doubt else share
+        return 1.0 if share is None or not self.in_doubt else share
 
     @property
-    def in_doubt(self) -> bool:
-        """Whether too much of what is claimed is not found."""
-        return self._in_doubt
+    def forgets_at(self) -> Seconds:
+        """When the oldest prediction is too old to mean anything."""
+        return self._predictions[0].at + MEMORY if self._predictions else inf
 
     def note(self, claimed: Tokens, found: Tokens, tolerance: Tokens, now: Seconds) -> None:
         """A request found ``found`` cached tokens where ``claimed`` were predicted.
@@ -168,17 +164,28 @@ class Truth:
         if claimed or found:
             part = min(claimed, found)
             self._predictions.append(_Prediction(now, claimed, part, found - part))
+            self._count(self._predictions[-1], 1)
+            if len(self._predictions) > WINDOW:
+                self._count(self._predictions.popleft(), -1)
             self._judge()
 
     def forget(self, now: Seconds) -> None:
         """Drop what is too old to mean anything."""
-        predictions = self._predictions
-        while predictions and predictions[0].at <= now - MEMORY:
-            predictions.popleft()
+        while self.forgets_at <= now:
+            self._count(self._predictions.popleft(), -1)
         self._judge()
+
+    def _found_of(self, total: Tokens) -> float | None:
+        if len(self._predictions) < MIN_PREDICTIONS or not total:
+            return None
+        return self._found / total
+
+    def _count(self, prediction: _Prediction, sign: int) -> None:
+        self._claimed += sign * prediction.claimed
+        self._found += sign * prediction.found
+        self._surplus += sign * prediction.surplus
 
     def _judge(self) -> None:
         share = self.share
-        self._in_doubt = share is not None and share < (
-            TRUST_FROM if self._in_doubt else DOUBT_BELOW
-        )
+        limit = TRUST_FROM if self.in_doubt else DOUBT_BELOW
+        self.in_doubt = share is not None and share < limit

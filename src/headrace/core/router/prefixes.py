@@ -14,6 +14,7 @@ are believed in the measured share only, until they come true again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from headrace.core.balancer.prefix_index import PrefixIndex
@@ -57,6 +58,12 @@ class _Account:
         return KvKnowledge.EXACT
 
     @property
+    def due(self) -> Seconds:
+        """When time will change what is known, if nothing else does before."""
+        asks_at = self.feed.asks_at if self.feed.missed else inf
+        return min(asks_at, self.truth.forgets_at)
+
+    @property
     def reason(self) -> str:
         """Why it is not known better, or that it is known well."""
         truth = self.truth
@@ -74,6 +81,8 @@ class Prefixes:
         self.index = PrefixIndex()
         self._accounts: dict[ReplicaId, _Account] = {}
         self._unsettled: dict[ReplicaId, None] = {}  # may be worth more or less than was said
+        self._doubtful: dict[ReplicaId, Seconds] = {}  # when time changes what they are worth
+        self._due: Seconds = inf  # the first of these
         self._looks = LOOKS_ASSUMED
         self._discounts = discounts
 
@@ -93,6 +102,7 @@ class Prefixes:
         self.index.drop(replica)
         self._accounts.pop(replica, None)
         self._unsettled.pop(replica, None)
+        self._doubtful.pop(replica, None)
 
     def knowledge(self, replica: ReplicaId) -> KvKnowledge:
         """Return how well a known replica's cache is known."""
@@ -142,17 +152,14 @@ class Prefixes:
 
     def settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Ask for what is missing, and say whose cache is known better or worse than before."""
-        for replica in tuple(self._unsettled):
-            account = self._accounts[replica]
-            account.truth.forget(now)
-            if account.feed.wants_listing(now):
-                effects.append(WantSnapshot(replica))
-            knowledge = account.knowledge
-            if knowledge is not account.said:
-                account.said = knowledge
-                effects.append(KnowledgeChanged(replica, knowledge, account.reason))
-            if not account.truth.in_doubt and not account.feed.missed:
-                del self._unsettled[replica]
+        if now >= self._due:
+            self._unsettled.update(dict.fromkeys(self._doubtful))
+        if not self._unsettled:
+            return
+        for replica in self._unsettled:
+            self._settle(replica, self._accounts[replica], now, effects)
+        self._unsettled.clear()
+        self._due = min(self._doubtful.values(), default=inf)
 
     def send(self, replica: ReplicaId, keys: tuple[BlockKey, ...]) -> tuple[BlockKey, ...]:
         """Note a prompt sent there; return what to give to ``index.unexpect`` later."""
@@ -166,6 +173,20 @@ class Prefixes:
     def match(self, keys: Sequence[BlockKey]) -> dict[ReplicaId, int]:
         """Return how many of the first blocks each replica has, or less, where it is any."""
         return self.index.match(keys, self._looks)
+
+    def _settle(
+        self, replica: ReplicaId, account: _Account, now: Seconds, effects: list[RouterEffect]
+    ) -> None:
+        account.truth.forget(now)
+        if account.feed.wants_listing(now):
+            effects.append(WantSnapshot(replica))
+        knowledge = account.knowledge
+        if knowledge is not account.said:
+            account.said = knowledge
+            effects.append(KnowledgeChanged(replica, knowledge, account.reason))
+        self._doubtful.pop(replica, None)
+        if account.feed.missed or account.truth.in_doubt:
+            self._doubtful[replica] = account.due
 
     def _note(self, replica: ReplicaId) -> None:
         """It tells of its blocks."""
