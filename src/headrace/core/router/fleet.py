@@ -211,9 +211,9 @@ class Fleet:
 
     def _is_open(self, member: Member, now: Seconds, limit: int) -> bool:
         view = member.view
-        if view.outstanding >= limit or member.busy_until > now:
+        if view.outstanding >= limit or member.busy_until > now or view.replica in self.drains:
             return False
-        state = self.state(view.replica)
+        state = self._health.state(view.replica)
         return state is ReplicaState.READY or (
             state is ReplicaState.PROBING and not view.outstanding
         )
