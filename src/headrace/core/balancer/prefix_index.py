@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from headrace.types import BlockKey, ReplicaId
 
+NO_LIMIT = 1 << 30
+"""Looks into the index for one prompt: as many as it takes."""
+
 MAX_KEYS = 1 << 20
 """Held for one replica: 16 million tokens at 16 a block. What comes above is not kept."""
 
@@ -127,7 +130,7 @@ class PrefixIndex:
                 gone.append(key)
         self._clear(shelf, gone)
 
-    def match(self, keys: Sequence[BlockKey], looks: int) -> dict[ReplicaId, int]:
+    def match(self, keys: Sequence[BlockKey], looks: int = NO_LIMIT) -> dict[ReplicaId, int]:
         """Return how many of the first keys each replica has, where it is any.
 
         Takes it that who has a block has those before it, as caches that free tails first do: of a
