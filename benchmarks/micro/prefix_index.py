@@ -198,6 +198,15 @@ def measure_index(form: Form, pool: Pool) -> list[Figure]:
     ]
 
 
+def again(work: Callable[[], object]) -> Callable[[int], object]:
+    """Return what does the same, whatever it is given."""
+
+    def call(_: int) -> object:
+        return work()
+
+    return call
+
+
 def measure_chains() -> list[Figure]:
     """Time what makes the keys: of the same prompt again and again, as nothing of it is kept."""
     draw, root = random.Random(7), bytes(32)
@@ -212,8 +221,8 @@ def measure_chains() -> list[Figure]:
     ):
         digests, calls = chain(), range(CHAIN_CALLS)
         figures += [
-            timed(index, what, lambda _, chain=chain: chain(), int, calls),
-            timed(index, "its keys", lambda _, made=digests: keys_of(made), int, calls),
+            timed(index, what, again(chain), int, calls),
+            timed(index, "its keys", again(partial(keys_of, digests)), int, calls),
         ]
     return figures
 
