@@ -64,6 +64,7 @@ GROUPS = {
         "fake-replica": Command(
             "headrace.cli.fake_replica", "run an OpenAI server without a model"
         ),
+        "chaos": Command("headrace.cli.chaos", "spoil connections: a TCP fault proxy"),
         "version": Command("headrace.cli.version", "print versions"),
     },
     "": {
