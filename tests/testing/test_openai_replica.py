@@ -145,6 +145,48 @@ async def test_one_event_is_no_json_or_comes_twice() -> None:
 
 
 @async_test
+async def test_an_event_may_have_the_id_of_another_answer() -> None:
+    async with running(wrong_id_at=1) as rig:
+        ids = [json.loads(e[6:])["id"] for e in events(await rig.chat(stream=True))[:-1]]
+        assert len(set(ids)) == 2
+        assert ids[0] == ids[2] != ids[1]
+
+
+@async_test
+async def test_a_drip_is_the_same_answer_slowly() -> None:
+    clock = MonotonicClock()
+    async with running() as quick, running(drip=20_000) as slow:
+        expected = text(await quick.chat(stream=True, max_tokens=2))
+        begun = clock.now()
+        answer = await slow.chat(stream=True, max_tokens=2)
+        assert answer.count(b"1\r\n") > 200
+        content = b"".join(answer.split(b"\r\n\r\n", 1)[1].split(b"\r\n")[1::2])
+        assert text(content) == expected
+        assert clock.now() - begun > 0.02
+
+
+@async_test
+async def test_keys_and_lengths_are_checked_where_told() -> None:
+    async with running(api_key="mine") as rig:
+        assert status(await rig.chat()) == 401
+    async with running(max_body_bytes=10) as rig:
+        assert status(await rig.chat()) == 413
+
+
+@async_test
+async def test_failures_have_the_status_that_is_told() -> None:
+    async with running(fail_first=1, fail_status=504) as rig:
+        assert [status(await rig.chat()) for _ in range(2)] == [504, 200]
+
+
+@async_test
+async def test_it_dies_at_a_request() -> None:
+    async with running(die_at_request=2) as rig:
+        assert status(await rig.chat()) == 200
+        assert await rig.chat() == b""
+
+
+@async_test
 async def test_its_health_fails_after_some_looks() -> None:
     async with running(health_fail_after=2) as rig:
         assert [status(await rig.raw("/health")) for _ in range(3)] == [200, 200, 503]

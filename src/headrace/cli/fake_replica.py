@@ -19,39 +19,55 @@ if TYPE_CHECKING:
 
 _MS = 1e-3
 
-_EPILOG = """Its answers depend on the prompt alone, so two of them say the same.
-
-examples:
+_EPILOG = """examples:
   headrace fake-replica --port 8001 --itl-ms 20
   headrace fake-replica --port 8002 --die-after-tokens 10"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``headrace fake-replica``."""
-    parser.description = "Answer as an OpenAI server would, without a model; fail as told."
+    parser.description = "Answer as OpenAI's API does, the same to the same prompt; fail as told."
+    parser.usage = "headrace fake-replica [--port PORT] [how it answers, refuses and fails]"
     parser.epilog = _EPILOG
     add = parser.add_argument
-
-    def tokens(name: str, text: str) -> None:
-        add(name, type=int, metavar="N", help=f"after so many tokens of an answer: {text}")
-
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=0, help="port; 0 takes any (0)")
     add("--model", default="fake", metavar="NAME", help="what it serves (fake)")
     add("--latency-ms", type=float, default=0.0, metavar="MS", help="before an answer begins")
+    add("--jitter-ms", type=float, default=0.0, metavar="MS", help="up to so much more")
     add("--itl-ms", type=float, default=0.0, metavar="MS", help="between two tokens of a stream")
+    add("--slow-drip", type=float, metavar="BYTES", help="of a stream per second, one by one")
+    _add_refusals(parser)
+    _add_failures(parser)
+
+
+def _add_refusals(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("it refuses").add_argument
     add("--status-code", type=int, default=200, metavar="N", help="of every completion (200)")
-    add("--fail-first", type=int, default=0, metavar="N", help="completions that get status 500")
-    add("--fail-rate", type=float, default=0.0, metavar="R", help="share of the others that do")
-    tokens("--die-after-tokens", "end the process")
-    tokens("--hang-after-tokens", "send nothing more")
-    tokens("--truncate-after", "end the answer without a finish")
-    tokens("--reset-after", "cut the connection")
-    tokens("--bad-json-at", "one event that is no JSON")
-    tokens("--dup-chunk-at", "one event twice")
-    add("--huge-line", action="store_true", help="send 300 MB without a line's end")
-    add("--busy-retry-after", type=int, metavar="S", help="answer 429 with this Retry-After")
+    add("--fail-first", type=int, default=0, metavar="N", help="so many completions fail")
+    add("--fail-rate", type=float, default=0.0, metavar="R", help="and a share of the others")
+    add("--fail-status", type=int, default=500, metavar="N", help="with this status (500)")
+    add("--busy-retry-after", type=int, metavar="S", help="all get 429 with this Retry-After")
+    add("--api-key", default="", metavar="KEY", help="others get 401")
+    add("--max-payload", type=int, metavar="N", help="longer bodies get 413")
     add("--health-fail-after", type=int, metavar="N", help="looks at /health that go well")
+
+
+def _add_failures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("it fails, after N tokens of an answer or at the N-th")
+
+    def tokens(name: str, text: str) -> None:
+        group.add_argument(name, type=int, metavar="N", help=text)
+
+    tokens("--die-after-tokens", "the process ends")
+    tokens("--hang-after-tokens", "nothing more comes")
+    tokens("--truncate-after", "the answer ends without a finish")
+    tokens("--reset-after", "the connection is cut")
+    tokens("--bad-json-at", "an event is no JSON")
+    tokens("--dup-chunk-at", "an event comes twice")
+    tokens("--wrong-id-at", "an event has the id of another answer")
+    tokens("--crash-on-request", "the N-th completion ends the process")
+    group.add_argument("--huge-line", action="store_true", help="300 MB without a line's end")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -67,25 +83,35 @@ def main(args: argparse.Namespace) -> int:
 
 def script_of(args: argparse.Namespace) -> Script:
     """Return the script that the flags tell. Raises UsageError."""
-    if not 200 <= args.status_code <= 599:
-        raise UsageError(f"--status-code {args.status_code} is none; use 200 to 599")
+    for flag, status in (("status-code", args.status_code), ("fail-status", args.fail_status)):
+        if not 200 <= status <= 599:
+            raise UsageError(f"--{flag} {status} is none; use 200 to 599")
     if not 0 <= args.fail_rate <= 1:
         raise UsageError(f"--fail-rate {args.fail_rate} is no share; use 0 to 1")
-    if min(args.latency_ms, args.itl_ms, args.fail_first) < 0:
-        raise UsageError("--latency-ms, --itl-ms and --fail-first cannot be negative")
+    if min(args.latency_ms, args.jitter_ms, args.itl_ms, args.fail_first) < 0:
+        raise UsageError("--latency-ms, --jitter-ms, --itl-ms and --fail-first are not negative")
+    if args.slow_drip is not None and args.slow_drip <= 0:
+        raise UsageError("--slow-drip must be over 0; --hang-after-tokens sends nothing")
     return Script(
         model=args.model,
         latency=args.latency_ms * _MS,
+        jitter=args.jitter_ms * _MS,
         itl=args.itl_ms * _MS,
+        drip=args.slow_drip,
+        api_key=args.api_key,
+        max_body_bytes=args.max_payload,
         status=args.status_code,
         fail_first=args.fail_first,
         fail_rate=args.fail_rate,
+        fail_status=args.fail_status,
+        die_at_request=args.crash_on_request,
         die_after=args.die_after_tokens,
         hang_after=args.hang_after_tokens,
         truncate_after=args.truncate_after,
         reset_after=args.reset_after,
         bad_json_at=args.bad_json_at,
         repeat_at=args.dup_chunk_at,
+        wrong_id_at=args.wrong_id_at,
         huge_line=args.huge_line,
         busy_retry_after=args.busy_retry_after,
         health_fail_after=args.health_fail_after,

@@ -48,16 +48,23 @@ class Script:
 
     model: str = "fake"
     latency: Seconds = 0.0  # before the first byte of an answer
+    jitter: Seconds = 0.0  # up to so much more, by a hash of the completion's number
     itl: Seconds = 0.0  # between two tokens of a stream
+    drip: float | None = None  # bytes/s of a stream, each by itself
+    api_key: str = ""  # demanded of every completion, if not empty
+    max_body_bytes: int | None = None  # longer completions get 413
     status: int = 200  # of every completion
-    fail_first: int = 0  # so many completions are answered with status 500
+    fail_first: int = 0  # so many completions are answered with fail_status
     fail_rate: float = 0.0  # and this share of the others, by a hash of their number
+    fail_status: int = 500
+    die_at_request: int | None = None  # that completion ends the process, unanswered
     die_after: int | None = None  # tokens, then the process ends
     hang_after: int | None = None  # tokens, then nothing more comes
     truncate_after: int | None = None  # tokens, then the answer ends without a finish
     reset_after: int | None = None  # tokens, then the connection is cut
     bad_json_at: int | None = None  # this token's event is no JSON
     repeat_at: int | None = None  # this token's event comes twice
+    wrong_id_at: int | None = None  # this token's event has the id of another answer
     huge_line: bool = False  # a line of 300 MB instead of the first token
     busy_retry_after: int | None = None  # seconds; every completion gets 429
     health_fail_after: int | None = None  # looks at /health that go well; later ones get 503
@@ -155,7 +162,10 @@ class OpenAIReplica:
         tally.completions += 1
         tally.heads.append(request.head)
         tally.bodies.append(bytes(request.body))
-        refusal = self._refusal(tally.completions)
+        if tally.completions == script.die_at_request:
+            self._die()
+            return
+        refusal = self._refusal(tally.completions, request)
         if refusal is not None:
             exchange.reply(refusal)
             return
@@ -163,7 +173,8 @@ class OpenAIReplica:
         if body.model not in (None, script.model):
             raise ModelNotFound(f"there is only {script.model}", param="model")
         text = _Text(script.model, bytes(body.messages) or bytes(body.prompt), is_chat=is_chat)
-        answer = _Answering(script, text, body, exchange, die=self._die)
+        delay = script.latency + script.jitter * _share(b"late %d" % tally.completions)
+        answer = _Answering(script, text, body, exchange, delay=delay, die=self._die)
         self._tasks.spawn(self._answer(answer), exchange)
 
     async def _answer(self, answer: _Answering) -> None:
@@ -174,14 +185,17 @@ class OpenAIReplica:
             raise
         self.tally.finished += 1
 
-    def _refusal(self, number: int) -> Response | None:
+    def _refusal(self, number: int, request: HttpRequest) -> Response | None:
         """Return the refusal of completion ``number``, if the script wants one."""
         script = self.script
+        if script.api_key and not _has_key(request.head, script.api_key):
+            return _refuse(401)
+        if script.max_body_bytes is not None and len(request.body) > script.max_body_bytes:
+            return _refuse(413)
         if script.busy_retry_after is not None:
             return _refuse(429, (b"retry-after", b"%d" % script.busy_retry_after))
-        share = int.from_bytes(hashlib.sha256(b"%d" % number).digest()[:4], "little") / 2**32
-        if number <= script.fail_first or share < script.fail_rate:
-            return _refuse(500)
+        if number <= script.fail_first or _share(b"%d" % number) < script.fail_rate:
+            return _refuse(script.fail_status)
         return None if script.status == 200 else _refuse(script.status)
 
 
@@ -195,6 +209,7 @@ class _Answering:
         body: _Body,
         exchange: Exchange,
         *,
+        delay: Seconds,
         die: Callable[[], None],
     ) -> None:
         limit = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
@@ -205,13 +220,13 @@ class _Answering:
         self._is_stream = body.stream is True
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
         self._exchange = exchange
+        self._delay = delay
         self._die = die
 
     async def run(self) -> None:
         """Answer, or fail as the script says."""
-        script = self._script
-        if script.latency:
-            await asyncio.sleep(script.latency)
+        if self._delay:
+            await asyncio.sleep(self._delay)
         if self._is_stream:
             await self._stream()
         elif not await self._fails_at(self._num_tokens):
@@ -227,12 +242,33 @@ class _Answering:
                 await asyncio.sleep(script.itl)
             if await self._fails_at(index):
                 return
-            event = self._text.event(index, None)
-            if index == script.bad_json_at:
-                event = event.replace(b'"choices":[', b'"choices":[}', 1)
-            self._exchange.write(event * (2 if index == script.repeat_at else 1), EVENT_STREAM)
-        if not await self._fails_at(self._num_tokens):
+            await self._write(self._event(index))
+        if await self._fails_at(self._num_tokens):
+            return
+        if script.drip is None:
             self._exchange.write(self._end(), EVENT_STREAM, last=True)
+        else:
+            await self._write(self._end())
+            self._exchange.end()
+
+    def _event(self, index: int) -> bytes:
+        """The event of a token, with what the script does to it."""
+        script = self._script
+        event = self._text.event(index, None)
+        if index == script.bad_json_at:
+            event = event.replace(b'"choices":[', b'"choices":[}', 1)
+        if index == script.wrong_id_at:
+            event = event.replace(b"cmpl-", b"cmpl-f0e1", 1)
+        return event * (2 if index == script.repeat_at else 1)
+
+    async def _write(self, data: bytes) -> None:
+        rate = self._script.drip
+        if rate is None:
+            self._exchange.write(data, EVENT_STREAM)
+            return
+        for byte in data:
+            self._exchange.write(bytes((byte,)), EVENT_STREAM)
+            await asyncio.sleep(1 / rate)
 
     def _end(self) -> bytes:
         end = self._text.event(self._num_tokens, self._finish)
@@ -329,6 +365,15 @@ def word_of(seed: bytes, index: int) -> str:
     """Token ``index`` of the answer that begins with ``seed``."""
     digest = hashlib.sha256(seed + b"%d" % index).digest()
     return f" {_WORDS[digest[0] % len(_WORDS)]}{index}"
+
+
+def _share(name: bytes) -> float:
+    """A number from 0 to 1 that looks drawn and is the same again."""
+    return int.from_bytes(hashlib.sha256(name).digest()[:4], "little") / 2**32
+
+
+def _has_key(head: RequestHead, key: str) -> bool:
+    return head.headers.get(b"authorization", b"") == b"Bearer " + key.encode()
 
 
 def _refuse(status: int, *headers: tuple[bytes, bytes]) -> Response:

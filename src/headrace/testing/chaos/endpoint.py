@@ -77,11 +77,9 @@ def taken_over(path: Path) -> Iterator[tuple[socket.socket, Endpoint]]:
     try:
         with bind_unix(path) as ours:
             number = path.stat().st_ino
-            try:
-                yield ours, Endpoint(path=theirs)
-            finally:
-                if path.exists() and path.stat().st_ino != number:
-                    theirs.unlink(missing_ok=True)
+            yield ours, Endpoint(path=theirs)
     finally:
-        if theirs.exists():
+        if path.exists() and path.stat().st_ino != number:
+            theirs.unlink(missing_ok=True)
+        else:
             theirs.replace(path)
