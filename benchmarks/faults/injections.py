@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 from stage import POLL_S, is_idle
 
+from headrace.cli.main import COMMANDS
+from headrace.testing.chaos import NO_FAULTS, Faults, Towards
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -24,6 +27,21 @@ if TYPE_CHECKING:
     from headrace.testing.streams import Asked, Heard
 
 COMMAND_S = 30.0
+ROLLING = "restart"
+"""The command that restarts all of a server, where there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablation:
+    """What is switched off to show what it does."""
+
+    name: str
+    settings: Mapping[str, str]
+
+
+NO_MIGRATION = Ablation(name="migration off", settings={"HEADRACE_GATEWAY_MAX_MIGRATIONS": "0"})
+NO_RETRIES = Ablation(name="retries off", settings={"HEADRACE_GATEWAY_RETRY_SHARE": "0"})
+NO_PATIENCE = Ablation(name="drain limit 0", settings={"HEADRACE_SERVER_DRAIN_SECONDS": "0"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +52,19 @@ class Fault:
     title: str
     inject: Callable[[Stage], Awaitable[None]]
     replicas: int = 3
-    survives: bool = True  # with migration no accepted request may fail
+    survives: bool = True  # no accepted request may fail
     ends: bool = False  # the server itself ends
     loses: bool = True  # a replica, for a while
-    migrates: bool = True  # with migration off it shows
+    strikes: bool = True  # at one moment, from which detection counts
+    proxied: bool = False  # a fault proxy stands between gateway and each replica
+    ablation: Ablation | None = NO_MIGRATION
     settings: Mapping[str, str] = field(default_factory=dict)
     fakes: Sequence[Sequence[str]] = ()  # flags of foreign replicas; none: replicas of ours
+
+    @property
+    def leaves_all_well(self) -> bool:
+        """Whether another seed may be played on the same server."""
+        return not (self.ends or self.fakes or self.proxied)
 
 
 async def kill_before_first_token(stage: Stage) -> None:
@@ -67,6 +92,17 @@ async def hang_mid_stream(stage: Stage) -> None:
     stage.marks.healed_at = stage.clock.now()
 
 
+async def vanish_mid_stream(stage: Stage) -> None:
+    """F6: all between the gateway and a replica is swallowed for a while, without a reset."""
+    await _until_mid_stream(stage)
+    proxy = stage.rng.choice(stage.proxies)
+    stage.strike()
+    proxy.faults = Faults(hang_after=0, towards=Towards.BOTH)
+    await asyncio.sleep(stage.pace.stopped_s)
+    proxy.faults = NO_FAULTS
+    stage.marks.healed_at = stage.clock.now()
+
+
 async def go_on(stage: Stage) -> None:
     """F8: nothing more to do; one of the foreign replicas cuts every answer off."""
     stage.strike().cancel()
@@ -89,7 +125,7 @@ async def leave(stage: Stage) -> None:
 
 
 async def terminate_engine(stage: Stage) -> None:
-    """F27: SIGTERM a replica's process: it finishes what it has, and another takes its place."""
+    """F27: SIGTERM a replica's process, which ends after its drain limit; another takes over."""
     await _until_mid_stream(stage)
     _kill(stage, signal.SIGTERM)
 
@@ -98,25 +134,40 @@ async def drain_replica(stage: Stage) -> None:
     """F27: `headrace drain` with a short limit: another replica starts, long streams move."""
     await _until_mid_stream(stage)
     stage.strike().cancel()  # whole again is when the replica is gone
-    name = f"r{stage.rng.randrange(stage.replicas)}"
+    await _drain(stage, stage.rng.choice(await stage.replica_names()))
+    stage.marks.recovered_at = stage.clock.now()
+
+
+async def restart_all(stage: Stage) -> None:
+    """F28: every replica is replaced under load, one after the other, then every gateway."""
+    await _until_mid_stream(stage)
+    stage.strike().cancel()
+    if ROLLING in COMMANDS:
+        await _command(stage, ROLLING)
+    else:
+        for name in await stage.replica_names():
+            await _drain(stage, name)
+    stage.marks.recovered_at = stage.clock.now()
+
+
+async def _drain(stage: Stage, replica: str) -> None:
+    await _command(stage, "drain", replica)
+    async with asyncio.timeout(COMMAND_S):
+        while not any(e.kind == "gone" and e.subject == replica for e in stage.journal()):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+
+
+async def _command(stage: Stage, *words: str) -> None:
     done = await asyncio.to_thread(
         subprocess.run,
-        (sys.executable, "-m", "headrace", "drain", name, "--admin", str(stage.admin)),
+        (sys.executable, "-m", "headrace", *words, "--admin", str(stage.admin)),
         capture_output=True,
         text=True,
         timeout=COMMAND_S,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"headrace drain {name}: {done.stderr.strip()}")
-    await _until_gone(stage, name)
-
-
-async def _until_gone(stage: Stage, replica: str) -> None:
-    async with asyncio.timeout(COMMAND_S):
-        while not any(e.kind == "gone" and e.subject == replica for e in stage.journal()):  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)
-    stage.marks.recovered_at = stage.clock.now()
+        raise RuntimeError(f"headrace {' '.join(words)}: {done.stderr.strip()}")
 
 
 async def terminate_server(stage: Stage) -> None:
@@ -174,6 +225,8 @@ async def _until_mid_stream(stage: Stage) -> None:
 
 _FAKE = ("--itl-ms", "20")
 _FEW_PLACES = {"HEADRACE_ENGINE_MAX_NUM_SEQS": "2", "HEADRACE_GATEWAY_MAX_OUTSTANDING": "3"}
+_SOON = {"HEADRACE_SERVER_DRAIN_SECONDS": "0.2"}
+"""A drain limit that streams outlast, so that they must move."""
 
 FAULTS = {
     fault.name: fault
@@ -192,12 +245,28 @@ FAULTS = {
         ),
         Fault(name="F4", title="SIGSTOP a replica mid-stream", inject=hang_mid_stream),
         Fault(
+            name="F6",
+            title="the way to a replica swallows everything",
+            inject=vanish_mid_stream,
+            proxied=True,
+        ),
+        Fault(
             name="F8",
-            title="a foreign replica's streams end too early",
+            title="a foreign replica's answers end before their first token",
+            inject=go_on,
+            loses=False,
+            strikes=False,
+            ablation=NO_RETRIES,
+            fakes=(_FAKE, _FAKE, (*_FAKE, "--truncate-after", "0")),
+        ),
+        Fault(
+            name="F8b",
+            title="a foreign replica's streams end after 10 tokens",
             inject=go_on,
             survives=False,
             loses=False,
-            migrates=False,
+            strikes=False,
+            ablation=None,
             fakes=(_FAKE, _FAKE, (*_FAKE, "--truncate-after", "10")),
         ),
         Fault(
@@ -206,16 +275,18 @@ FAULTS = {
             inject=leave,
             replicas=2,
             loses=False,
-            migrates=False,
+            strikes=False,
+            ablation=None,
             settings=_FEW_PLACES,
         ),
-        Fault(name="F27a", title="SIGTERM a replica", inject=terminate_engine),
+        Fault(name="F27a", title="SIGTERM a replica", inject=terminate_engine, settings=_SOON),
         Fault(
             name="F27b",
             title="headrace drain",
             inject=drain_replica,
             loses=False,
-            settings={"HEADRACE_SERVER_DRAIN_SECONDS": "0.5"},
+            strikes=False,
+            settings=_SOON,
         ),
         Fault(
             name="F27c",
@@ -223,7 +294,16 @@ FAULTS = {
             inject=terminate_server,
             ends=True,
             loses=False,
-            migrates=False,
+            strikes=False,
+            ablation=NO_PATIENCE,
+        ),
+        Fault(
+            name="F28",
+            title="rolling restart of all replicas",
+            inject=restart_all,
+            loses=False,
+            strikes=False,
+            settings=_SOON,
         ),
     )
 }

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from headrace.testing.stream_checks import Texts
     from headrace.types import Seconds
 
-GO_ON = "go_on"
-"""The kind of a journal entry: a request leaves its replica."""
+GO_ON, DISPATCH = "go_on", "dispatch"
+"""Kinds of journal entries: a request leaves its replica, is sent to one."""
+
+_JOINED = "has joined"
+"""In the reason of one that left only because a better place came up."""
 
 TOLERATED_FDS = 8
 """Connections that are just being closed."""
@@ -57,13 +60,15 @@ class Run:
 
     fault: str
     seed: int
-    migration: bool
+    mode: str  # what is switched off; empty: nothing
     verdict: Verdict
     refused: int  # new requests that a server that ends turned away
     running_at_fault: int
     moved: int  # requests that left their replica, by the journal
     moved_ids: int
     max_attempts: int
+    attempts: int  # dispatches, of
+    dispatched: int  # so many requests
     detection_s: Sequence[Seconds]  # of each of them, from the fault to the decision
     stalls_s: Sequence[Seconds]  # longest silence that each of them's client heard
     recovery_s: Seconds | None  # from the fault (or its end) to all replicas ready
@@ -127,12 +132,23 @@ def moves(stage: Stage) -> list[JournalEntry]:
     return [
         entry
         for entry in stage.journal()
-        if entry.kind == GO_ON and entry.unix >= stage.marks.fault_unix - 0.001
+        if entry.kind == GO_ON
+        and entry.unix >= stage.marks.fault_unix - 0.001
+        and _JOINED not in entry.reason
+    ]
+
+
+def dispatches(stage: Stage) -> list[str]:
+    """Return the requests that were sent to a replica in this run, once for each time."""
+    return [
+        entry.subject.partition("~")[0]
+        for entry in stage.journal()
+        if entry.kind == DISPATCH and entry.unix >= stage.begun_unix
     ]
 
 
 async def reduce_run(
-    stage: Stage, fault: Fault, texts: Texts, *, seed: int, migration: bool, before: Census
+    stage: Stage, fault: Fault, texts: Texts, *, seed: int, mode: str, before: Census
 ) -> Run:
     """Look at everything once the load has ended. The server may have ended too."""
     quiet = fault.ends or await stage.until_quiet()
@@ -141,40 +157,53 @@ async def reduce_run(
     verdict = check(texts, accepted)
     refused = [heard for heard in stage.crowd.heard if _refused(heard, stage, fault)]
     verdict.bad_errors += check(texts, refused).bad_errors
-    moved = moves(stage)
+    moved, sent = moves(stage), dispatches(stage)
     ids = [entry.subject.partition("#")[0] for entry in moved]
-    heard_by_id = {heard.headers.get("x-request-id", ""): heard for heard in accepted}
-    felt = [heard_by_id[name] for name in set(ids) if name in heard_by_id]
-    felt = [heard for heard in felt if heard.asked.stream]
-    healed = stage.marks.healed_at or stage.marks.fault_at
-    end = max(stage.marks.recovered_at or 0.0, stage.marks.fault_at)
-    phase = phases(stage.crowd.heard, (stage.marks.fault_at, end))
+    marks = stage.marks
+    end = max(marks.recovered_at or 0.0, marks.fault_at)
+    phase = phases(stage.crowd.heard, (marks.fault_at, end))
     run = Run(
         fault=fault.name,
         seed=seed,
-        migration=migration,
+        mode=mode,
         verdict=verdict,
         refused=len(refused),
         running_at_fault=len(stage.running_at_fault()),
         moved=len(moved),
         moved_ids=len(set(ids)),
         max_attempts=1 + max((ids.count(name) for name in set(ids)), default=0),
-        detection_s=[round(entry.unix - stage.marks.fault_unix, 4) for entry in moved],
-        stalls_s=[round(s, 4) for s in stalls(felt, stage.marks.fault_at)],
-        recovery_s=None
-        if stage.marks.recovered_at is None
-        else round(stage.marks.recovered_at - healed, 3),
+        attempts=len(sent),
+        dispatched=len(set(sent)),
+        detection_s=[round(entry.unix - marks.fault_unix, 4) for entry in moved]
+        if fault.strikes
+        else (),
+        stalls_s=[round(s, 4) for s in stalls(_felt(accepted, ids), marks.fault_at)],
+        recovery_s=_recovery(stage),
         before=phase[0],
         during=phase[1],
         after=phase[2],
         kv_blocks_held=metric(text, "headrace_kv_blocks", state="used") if text else None,
         still_running=metric(text, "headrace_generations_running") if text else None,
         grown=None if fault.ends else stage.census() - before,
-        exit_code=stage.marks.exit_code,
+        exit_code=marks.exit_code,
         seconds=0.0,
-        notes={name: round(value, 4) for name, value in stage.marks.notes.items()},
+        notes={name: round(value, 4) for name, value in marks.notes.items()},
     )
     return replace(run, faults=broken_promises(run, fault, quiet=quiet))
+
+
+def _felt(accepted: Sequence[Heard], moved: Sequence[str]) -> list[Heard]:
+    """Return the streams that were moved."""
+    by_id = {heard.headers.get("x-request-id", ""): heard for heard in accepted}
+    found = [by_id[name] for name in set(moved) if name in by_id]
+    return [heard for heard in found if heard.asked.stream]
+
+
+def _recovery(stage: Stage) -> Seconds | None:
+    marks = stage.marks
+    if marks.recovered_at is None:
+        return None
+    return round(marks.recovered_at - (marks.healed_at or marks.fault_at), 3)
 
 
 def _refused(heard: Heard, stage: Stage, fault: Fault) -> bool:

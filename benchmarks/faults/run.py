@@ -1,12 +1,13 @@
 """Break real servers under load and count what clients lose.
 
-    python benchmarks/faults/run.py --faults F1,F2,F4 --seeds 5 --json faults.json
+    python benchmarks/faults/run.py --seeds 20 --json faults.json --markdown faults.md
 
-Each run starts ``headrace serve simulated`` with a few replicas, lets 8 clients work, strikes at a
-seeded moment, waits until the server is whole again, and holds every token that any client heard
-against the text that the model must give (``headrace.testing.stream_checks``). Every fault is run
-with migration and, where that matters, without (``gateway.max_migrations = 0``), to show what it
-does. Exit code 1 if a run with migration breaks a promise.
+Each run lets 8 clients work on ``headrace serve simulated`` with a few replicas (one server for all
+seeds of a fault, where the fault leaves one), strikes at a seeded moment, waits until the server is
+whole again, and holds every token that any client heard against the text that the model must give
+(``headrace.testing.stream_checks``). Every fault is then played again with what should help
+switched off (migration, retries, patience), which must cost requests, or the fault shows nothing.
+Exit code 1 if a promise was broken, or an ablation cost nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import signal
 import sys
 import tempfile
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ import msgspec
 from foreign import FakeTexts
 from injections import FAULTS, time_to_abort
 from measure import reduce_run
-from stage import QUICK, Pace, opened_stage
+from stage import QUICK, Pace, opened_place, proxied
 from tables import markdown, summary_lines
 
 from headrace.bench.environment import Environment, describe_environment
@@ -35,15 +37,17 @@ from headrace.testing.tiny_model import write_tiny_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from injections import Fault
+    from injections import Ablation, Fault
     from measure import Run
-    from stage import Stage
+    from stage import Place, Stage
 
     from headrace.testing.stream_checks import Texts
 
 RUN_LIMIT_S = 60.0
 WARM_REQUESTS = 8
+PROGRESS_RUNS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class Report:
     runs: Sequence[Run]
 
 
-async def play(stage: Stage, fault: Fault, texts: Texts, *, seed: int, migration: bool) -> Run:
+async def play(stage: Stage, fault: Fault, texts: Texts, *, seed: int, mode: str) -> Run:
     """Warm up, load, strike, wait, look."""
     warm = [stage.crowd.ask(stage.next_asked()) for _ in range(WARM_REQUESTS)]
     await asyncio.gather(*warm)
@@ -77,42 +81,74 @@ async def play(stage: Stage, fault: Fault, texts: Texts, *, seed: int, migration
     await load
     if fault.name == "F11":
         await time_to_abort(stage)
-    return await reduce_run(stage, fault, texts, seed=seed, migration=migration, before=before)
+    return await reduce_run(stage, fault, texts, seed=seed, mode=mode, before=before)
 
 
-def run_once(model: Path, fault: Fault, args: argparse.Namespace, job: tuple[int, bool]) -> Run:
-    """Start a server and play one fault on it."""
-    seed, migration = job
-    clock = MonotonicClock()
-    begun = clock.now()
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One fault with one thing switched off, or none, over seeds."""
+
+    fault: Fault
+    ablation: Ablation | None
+    seeds: range
+
+    @property
+    def mode(self) -> str:
+        """What is switched off."""
+        return "" if self.ablation is None else self.ablation.name
+
+    def place(self, model: Path, pace: Pace) -> AbstractContextManager[Place]:
+        """Start a server."""
+        fault = self.fault
+        off = {} if self.ablation is None else self.ablation.settings
+        return opened_place(
+            f"simulated:{model}",
+            pace=pace,
+            replicas=fault.replicas,
+            settings={**fault.settings, **off},
+            fakes=fault.fakes,
+        )
+
+    async def run(self, place: Place, texts: Texts, *, seed: int, clients: int) -> Run:
+        """Play one seed, within RUN_LIMIT_S."""
+        stage = place.stage(random.Random(f"{self.fault.name}/{seed}"), clients)
+        async with asyncio.timeout(RUN_LIMIT_S), AsyncExitStack() as stack:
+            if self.fault.proxied:
+                await stack.enter_async_context(proxied(stage))
+            return await play(stage, self.fault, texts, seed=seed, mode=self.mode)
+
+
+def play_series(series: Series, model: Path, args: argparse.Namespace) -> Iterator[Run | None]:
+    """Play all seeds of a series; None for one whose run itself failed."""
+    fault, clock = series.fault, MonotonicClock()
     texts = FakeTexts() if fault.fakes else Oracle(model)
-    settings = {**fault.settings, **({} if migration else {"HEADRACE_GATEWAY_MAX_MIGRATIONS": "0"})}
-    with opened_stage(
-        f"simulated:{model}",
-        rng=random.Random(f"{fault.name}/{seed}"),
-        pace=QUICK if args.quick else Pace(),
-        clients=args.clients,
-        replicas=fault.replicas,
-        settings=settings,
-        fakes=fault.fakes,
-    ) as stage:
+    pace = QUICK if args.quick else Pace()
+    with ExitStack() as stack:
+        place: Place | None = None
+        for seed in series.seeds:
+            begun, run = clock.now(), None
+            if place is None:
+                place = stack.enter_context(series.place(model, pace))
+            try:
+                run = asyncio.run(series.run(place, texts, seed=seed, clients=args.clients))
+            except (RuntimeError, OSError, TimeoutError) as error:
+                print(f"{fault.name:<5} seed {seed}: the run itself failed: {error!r}", flush=True)
+            is_spoilt = run is None or run.kv_blocks_held or (run.faults and not run.mode)
+            if is_spoilt or not fault.leaves_all_well:
+                stack.close()
+                place = None
+            yield run and replace(run, seconds=round(clock.now() - begun, 1))
 
-        async def bounded() -> Run:
-            async with asyncio.timeout(RUN_LIMIT_S):
-                return await play(stage, fault, texts, seed=seed, migration=migration)
 
-        run = asyncio.run(bounded())
-    return replace(run, seconds=round(clock.now() - begun, 1))
-
-
-def jobs(args: argparse.Namespace) -> Iterator[tuple[Fault, tuple[int, bool]]]:
-    """Yield faults with seeds, with migration and without."""
-    with_migration = {"on": (True,), "off": (False,), "both": (True, False)}[args.migration]
+def all_series(args: argparse.Namespace) -> Iterator[Series]:
+    """Yield faults as they are, and with what helps switched off."""
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    few = seeds if args.ablation_seeds is None else seeds[: args.ablation_seeds]
     for fault in (FAULTS[name] for name in args.faults.split(",")):
-        for migration in with_migration:
-            if migration or fault.migrates:
-                yield from ((fault, (seed, migration)) for seed in seeds)
+        if args.ablation != "only":
+            yield Series(fault, None, seeds)
+        if args.ablation != "none" and fault.ablation is not None:
+            yield Series(fault, fault.ablation, few)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,7 +160,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="runs of each")
     add("--first-seed", type=int, default=0)
     add("--clients", type=int, default=8)
-    add("--migration", choices=("on", "off", "both"), default="both")
+    add("--ablation", choices=("none", "only", "both"), default="both")
+    add("--ablation-seeds", type=int, metavar="N", help="fewer runs of what is switched off")
     add("--quick", action="store_true", help="short runs, for tests")
     add("--json", type=Path, help="write all figures there")
     add("--markdown", type=Path, help="write the tables there")
@@ -140,22 +177,21 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     environment = describe_environment([Path(word).name for word in sys.argv])
     print(f"commit {environment.commit}, {environment.cores} cores of {environment.cpu}")
+    series = list(all_series(args))
+    total, clock = sum(len(each.seeds) for each in series), MonotonicClock()
     runs: list[Run] = []
-    crashed = 0
+    crashed, begun = 0, clock.now()
     with tempfile.TemporaryDirectory(prefix="faults-model-") as directory:
         model = write_tiny_gguf(Path(directory) / "tiny.gguf")
-        for fault, job in jobs(args):
-            try:
-                run = run_once(model, fault, args, job)
-            except (RuntimeError, OSError, TimeoutError) as error:
-                crashed += 1
-                print(
-                    f"{fault.name:<5} seed {job[0]}: the run itself failed: {error!r}", flush=True
-                )
-                continue
-            runs.append(run)
-            for line in summary_lines(run):
-                print(line, flush=True)
+        played = (run for each in series for run in play_series(each, model, args))
+        for number, run in enumerate(played, 1):
+            crashed += run is None
+            if run is not None:
+                runs.append(run)
+                for line in summary_lines(run):
+                    print(line, flush=True)
+            if number % PROGRESS_RUNS == 0:
+                print(f"      {number} of {total} runs, {clock.now() - begun:.0f} s", flush=True)
     report = Report(environment=environment, clients=args.clients, seeds=args.seeds, runs=runs)
     tables = markdown(environment, runs)
     print(f"\n{tables}")
@@ -163,7 +199,21 @@ def main() -> int:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     if args.markdown:
         args.markdown.write_text(tables)
-    return 1 if crashed or any(run.faults for run in runs if run.migration) else 0
+    return 1 if crashed or any(failures(runs)) else 0
+
+
+def failures(runs: Sequence[Run]) -> Iterator[str]:
+    """Say what did not go as it must: promises broken, ablations that cost nothing."""
+    yield from (fault for run in runs if not run.mode for fault in run.faults)
+    costs: dict[tuple[str, str], int] = {}
+    for run in runs:
+        if run.mode:
+            key = run.fault, run.mode
+            costs[key] = costs.get(key, 0) + run.verdict.failed
+    for (fault, mode), failed in costs.items():
+        if not failed:
+            print(f"{fault} with {mode} cost no request: it shows nothing")
+            yield fault
 
 
 if __name__ == "__main__":

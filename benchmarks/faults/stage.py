@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import ExitStack, contextmanager, suppress
+import signal
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import msgspec
 from census import Census, take_census
 from foreign import fake_replica
 
 from headrace.clock import MonotonicClock, wall_time
+from headrace.testing.chaos import FaultProxy
+from headrace.testing.chaos.endpoint import taken_over
 from headrace.testing.server_process import ServerProcess, read_journal, running_server
 from headrace.testing.streams import Asked, Crowd, Heard, get, metric
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from headrace.monitoring.shapes import JournalEntry
     from headrace.types import Seconds
@@ -47,26 +51,26 @@ NOTICE_S = 8.0
 class Pace:
     """How long a run is. ``speed`` multiplies the simulated model's time."""
 
-    speed: float = 2.0
-    output: tuple[int, int] = (40, 100)  # tokens, from and to
-    before_s: Seconds = 2.0
-    after_s: Seconds = 1.5
+    speed: float = 1.0
+    output: tuple[int, int] = (30, 60)  # tokens, from and to
+    before_s: Seconds = 0.3
+    after_s: Seconds = 0.2
     silent_after_s: Seconds = 3.0
-    stopped_s: Seconds = 5.0  # how long a hung replica hangs
-    restart_s: Seconds = 1.0
-    leavers: int = 24
+    stopped_s: Seconds = 4.0  # how long a hung replica hangs
+    restart_s: Seconds = 0.2
+    leavers: int = 16
 
 
-QUICK = Pace(
-    speed=1.0,
-    output=(25, 45),
-    before_s=0.3,
-    after_s=0.2,
-    silent_after_s=0.8,
-    stopped_s=1.2,
-    restart_s=0.05,
-    leavers=10,
-)
+QUICK = Pace(output=(25, 45), silent_after_s=0.8, stopped_s=1.2, restart_s=0.05, leavers=10)
+
+
+class _Replica(msgspec.Struct):
+    replica: str
+    ok: bool
+
+
+class _Ready(msgspec.Struct):
+    replicas: list[_Replica]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,9 +96,11 @@ class Stage:
     clients: int
     replicas: int
     crowd: Crowd
+    proxies: Sequence[FaultProxy] = ()
     clock: MonotonicClock = field(default_factory=MonotonicClock)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     marks: Marks = field(default_factory=Marks)
+    begun_unix: Seconds = field(default_factory=wall_time)
     recovery: asyncio.Task[None] | None = None
 
     def next_asked(self) -> Asked:
@@ -126,6 +132,12 @@ class Stage:
     def admin(self) -> Path:
         """The admin socket."""
         return self.directory.parent / ADMIN
+
+    async def replica_names(self) -> list[str]:
+        """Return the names of the replicas that take requests."""
+        _, text = await get(self.server.port, "/ready")
+        replicas = msgspec.json.decode(text, type=_Ready).replicas
+        return [each.replica for each in replicas if each.ok]
 
     def engines(self) -> list[int]:
         """Return the pids of the engines."""
@@ -202,17 +214,37 @@ def is_idle(exposition: str) -> bool:
     return running + metric(exposition, "headrace_engine_waiting") == 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A running server, and the pace it was set up for."""
+
+    server: ServerProcess
+    directory: Path
+    replicas: int
+    pace: Pace
+
+    def stage(self, rng: random.Random, clients: int) -> Stage:
+        """Return a stage for one run."""
+        return Stage(
+            server=self.server,
+            directory=self.directory,
+            rng=rng,
+            pace=self.pace,
+            clients=clients,
+            replicas=self.replicas,
+            crowd=Crowd(self.server.port),
+        )
+
+
 @contextmanager
-def opened_stage(
+def opened_place(
     model: str,
     *,
-    rng: random.Random,
     pace: Pace,
-    clients: int,
     replicas: int,
     settings: Mapping[str, str],
     fakes: Sequence[Sequence[str]] = (),
-) -> Iterator[Stage]:
+) -> Iterator[Place]:
     """Start a server in a directory of its own; it is gone afterwards, with its children.
 
     Where there are ``fakes`` (the flags of each), it is a gateway before them.
@@ -227,6 +259,8 @@ def opened_stage(
             "HEADRACE_ENGINE_SIMULATED_SPEED": str(pace.speed),
             "HEADRACE_ENGINE_REPORT_SECONDS": "0.02",
             "HEADRACE_SERVER_RESTART_MIN_SECONDS": str(pace.restart_s),
+            "HEADRACE_SERVER_RESTART_MAX_SECONDS": str(pace.restart_s),  # deaths are no sign here
+            "HEADRACE_SERVER_CRASH_LOOP_DEATHS": "1000",
             "HEADRACE_SERVER_JOURNAL": str(Path(name) / JOURNAL),
             "HEADRACE_SERVER_ADMIN": str(Path(name) / ADMIN),
             "HEADRACE_GATEWAY_SILENT_AFTER": str(pace.silent_after_s),
@@ -241,12 +275,32 @@ def opened_stage(
             server = stack.enter_context(
                 running_server(*arguments, environment=environment, command=command)
             )
-            yield Stage(
-                server=server,
-                directory=home,
-                rng=rng,
-                pace=pace,
-                clients=clients,
-                replicas=replicas,
-                crowd=Crowd(server.port),
-            )
+            yield Place(server=server, directory=home, replicas=replicas, pace=pace)
+
+
+@asynccontextmanager
+async def proxied(stage: Stage) -> AsyncIterator[None]:
+    """Step between the gateway and its replicas.
+
+    Their sockets are taken over, and the gateway is killed once, so that it connects anew.
+    """
+    sockets = sorted(stage.directory.glob("headrace-*/r*.sock"))
+    if len(sockets) != stage.replicas:
+        raise RuntimeError(f"{len(sockets)} sockets of {stage.replicas} replicas")
+    with ExitStack() as stack:
+        for path in sockets:
+            ours, theirs = stack.enter_context(taken_over(path))
+            proxy = FaultProxy(upstream=theirs, clock=stage.clock)
+            await proxy.start(ours)
+            stage.proxies = (*stage.proxies, proxy)
+        os.kill(stage.server.children()["gateway"], signal.SIGKILL)
+        try:
+            ready = partial(metric, name="headrace_replica_state", state="ready")
+            if not await stage.until(lambda text: ready(text) >= stage.replicas):
+                raise RuntimeError("the gateway did not come back")
+            if not all(proxy.num_connections for proxy in stage.proxies):
+                raise RuntimeError("the gateway went round the proxies")
+            yield
+        finally:
+            for proxy in stage.proxies:
+                await proxy.close()

@@ -18,7 +18,7 @@ NONE = "-"
 
 COLUMNS = (
     "fault",
-    "migration",
+    "switched off",
     "runs",
     "requests",
     "failed",
@@ -26,6 +26,7 @@ COLUMNS = (
     "lost / repeated / foreign tokens",
     "wrong texts",
     "moved",
+    "attempts / requests",
     "detected after s, p50 / max",
     "silence s, p50 / max",
     "whole again after s, p50 / max",
@@ -34,15 +35,19 @@ COLUMNS = (
 )
 READING = (
     "Every token that any client heard is compared with the text that the simulated model must",
-    "give. *Migration off* is `gateway.max_migrations = 0`. *Moved*: requests that left their",
-    "replica, by the decision journal; *detected*: from the fault to that decision; *silence*: the",
-    "longest pause that the clients of those streams heard round the fault (for one without a",
-    "first token: since it was sent, so F1 has the work of its long prompts in it); *whole again*:",
-    "from the fault until every replica takes requests (F4: from SIGCONT; F27b: until the drained",
-    "one is gone; F27c: until the server has ended, with exit code 0). *Turned away*: new requests",
-    "that a server that ends refused, which is no failure. Leaks are the largest of all runs.",
+    "give. *Switched off*: `gateway.max_migrations = 0`, `gateway.retry_share = 0`, or",
+    "`server.drain_seconds = 0`. *Moved*: requests that left their replica, by the decision",
+    "journal; *attempts / requests*: how often requests were sent to a replica, moves included;",
+    "*detected*: from the fault to that decision; *silence*: the longest pause that the clients of",
+    "moved streams heard round the fault (for one without a first token: since it was sent, so F1",
+    "has the work of its long prompts in it); *whole again*: from the fault until every replica",
+    "takes requests (F4, F6: from its end; F27b: until the drained one is gone; F27c: until the",
+    "server has ended, with exit code 0; F28: until all are replaced). *Turned away*: new requests",
+    "that a server that ends refused, which is no failure. F27a, F27b and F28 have a drain limit",
+    "of 0.2 s, which streams outlast, so that they must move. F8b: streams that a foreign replica",
+    "breaks off end with an error, never with a finish. Leaks are the largest of all runs.",
 )
-LATENCIES = ("fault", "migration", "", "before", "during", "after")
+LATENCIES = ("fault", "switched off", "", "before", "during", "after")
 
 
 _GROWN: tuple[Callable[[Census], int], ...] = (
@@ -56,13 +61,13 @@ def summary_lines(run: Run) -> Iterator[str]:
     """Say how one run went."""
     verdict = run.verdict
     yield (
-        f"{run.fault:<5} seed {run.seed} migration {_on(migration=run.migration):<3} "
+        f"{run.fault:<5} seed {run.seed:<2} {run.mode or 'all on':<14} "
         f"{verdict.failed:>3} of {verdict.requests} failed, "
         f"{verdict.lost_tokens}/{verdict.duplicated_tokens}/{verdict.foreign_tokens} tokens wrong, "
-        f"{run.moved} moved, silence {_span(run.stalls_s)} s, whole after {run.recovery_s} s "
-        f"({run.seconds:g} s)"
+        f"{run.moved} moved, {run.attempts}/{run.dispatched} attempts, "
+        f"silence {_span(run.stalls_s)} s, whole after {run.recovery_s} s ({run.seconds:g} s)"
     )
-    for fault in run.faults:
+    for fault in () if run.mode else run.faults:
         yield f"      {fault}"
     for name, value in run.notes.items():
         yield f"      {name} {value:g}"
@@ -94,8 +99,8 @@ def markdown(environment: Environment, runs: Sequence[Run]) -> str:
 
 
 def _groups(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    for key in dict.fromkeys((run.fault, run.migration) for run in runs):
-        yield [run for run in runs if (run.fault, run.migration) == key]
+    for key in dict.fromkeys((run.fault, run.mode) for run in runs):
+        yield [run for run in runs if (run.fault, run.mode) == key]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -119,7 +124,7 @@ def _row(group: Sequence[Run]) -> list[str]:
     held = [run.kv_blocks_held for run in group if run.kv_blocks_held is not None]
     return [
         f"{first.fault} {FAULTS[first.fault].title}",
-        _on(migration=first.migration),
+        first.mode or NONE,
         str(len(group)),
         str(sum(v.requests for v in verdicts)),
         str(sum(v.failed for v in verdicts)),
@@ -127,6 +132,7 @@ def _row(group: Sequence[Run]) -> list[str]:
         " / ".join(map(str, wrong)),
         str(sum(v.wrong_texts for v in verdicts)),
         str(sum(run.moved for run in group)),
+        _ratio(sum(run.attempts for run in group), sum(run.dispatched for run in group)),
         _span([s for run in group for s in run.detection_s]),
         _span([s for run in group for s in run.stalls_s]),
         _span([run.recovery_s for run in group if run.recovery_s is not None]),
@@ -143,7 +149,7 @@ def _latency_rows(group: Sequence[Run]) -> Iterator[list[str]]:
     )
     for name, figure in figures:
         parts = [_latency([figure(run)[part] for run in group]) for part in range(3)]
-        yield [first.fault, _on(migration=first.migration), f"{name}, p50 / p99", *parts]
+        yield [first.fault, first.mode or NONE, f"{name}, p50 / p99", *parts]
 
 
 def _latency(found: Iterable[Percentiles]) -> str:
@@ -168,5 +174,5 @@ def _span(values: Sequence[float]) -> str:
     return f"{ordered[len(ordered) // 2]:.2f} / {ordered[-1]:.2f}"
 
 
-def _on(*, migration: bool) -> str:
-    return "on" if migration else "off"
+def _ratio(attempts: int, requests: int) -> str:
+    return f"{attempts / requests:.3f}" if requests else NONE
