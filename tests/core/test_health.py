@@ -25,9 +25,11 @@ class Work:
 
 
 def detector(*replicas: ReplicaId, limits: HealthLimits | None = None) -> FailureDetector:
+    """A detector of replicas that have each answered once."""
     health = FailureDetector(limits)
     for replica in replicas:
         health.add(replica, Work(), 0.0)
+        health.succeeded(replica, 0.0)
     return health
 
 
@@ -114,6 +116,34 @@ def test_a_success_begins_the_count_anew() -> None:
     fail(health, R0, 0.0, times=4)
     health.succeeded(R0, 0.0)
     assert fail(health, R0, 0.0, times=4) is None
+
+
+def test_one_that_never_answered_well_is_out_after_three_failures() -> None:
+    health = detector(R1, R2)
+    health.add(R0, Work(), 0.0)
+    assert fail(health, R0, 0.0, times=2) is None
+    judgement = health.failed(R0, 0.0, "reset")
+    assert judgement is not None
+    assert judgement.reason == "out for 10 s: 3 failures in a row, last: reset"
+
+
+def test_a_failed_probe_is_out_for_longer_whatever_the_cap_says() -> None:
+    health = detector(R0, R1)
+    fail(health, R0, 0.0)
+    health.check(10.0)
+    judgement = health.failed(R0, 10.0, "reset")
+    assert judgement is not None
+    assert (judgement.state, health.next_at()) == (ReplicaState.EJECTED, 30.0)
+    assert health.failed(R0, 11.0, "reset") is None  # what was under way adds nothing
+
+
+def test_a_replica_that_came_back_as_another_process_is_new() -> None:
+    health = detector(R0, R1)
+    fail(health, R0, 0.0)
+    health.remove(R0)
+    health.add(R0, Work(), 5.0)
+    assert health.state(R0) is ReplicaState.READY
+    assert fail(health, R0, 5.0, times=3) is not None
 
 
 class DetectorStates(RuleBasedStateMachine):

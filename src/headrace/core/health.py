@@ -6,6 +6,10 @@ Two ways to lose trust, two ways back::
     READY --max_failures in a row--> EJECTED --after a while--> PROBING --success--> READY
                                         ^-------------- failure ---------'
 
+Three failures are enough for one that never did anything well: nothing speaks for it, and the
+budget that retries are paid from is small when all is new. One without connection is no outlier but
+LOST, which the router hears from its link; no failure is counted.
+
 A replica that beats is silent after ``silent_after`` without a sign of life. One that reports its
 steps is stuck if it has work and does none for ``stuck_after``. Of one that does neither (foreign)
 only silence towards requests that wait for their first byte is known: it is ejected for it, as
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from headrace.types import ReplicaId, Seconds
 
 BEATS_TO_RETURN = 2  # one may have lain in a buffer while the replica was away
+FAILURES_AT_FIRST = 3  # as many as the retries that a budget begins with
 STEPS_TO_STICK = 5.0  # a step may take so many times what the model says
 FORGIVEN_AFTER: float = 300.0
 """Seconds without an ejection, until the next one is short again."""
@@ -99,6 +104,7 @@ class _Record:
     state: ReplicaState = ReplicaState.READY
     beats: bool = False
     reports: bool = False
+    proven: bool = False  # some attempt there came to its proper end
     stuck: bool = False  # why it is SUSPECT
     num_beats_back: int = 0  # since it is SUSPECT
     num_failures: int = 0  # in a row
@@ -164,7 +170,7 @@ class FailureDetector:
     def succeeded(self, replica: ReplicaId, now: Seconds) -> Judgement | None:
         """An attempt there came to its proper end."""
         record = self._records[replica]
-        record.num_failures = 0
+        record.num_failures, record.proven = 0, True
         if record.state is ReplicaState.PROBING:
             return self._trust(record, now, "a request succeeded")
         return None
@@ -173,9 +179,12 @@ class FailureDetector:
         """An attempt there failed by the replica's fault."""
         record = self._records[replica]
         record.num_failures += 1
+        limit = self._limits.max_failures
+        if not record.proven:
+            limit = min(limit, FAILURES_AT_FIRST)
         probing = record.state is ReplicaState.PROBING
         ready = record.state is ReplicaState.READY
-        if not probing and (not ready or record.num_failures < self._limits.max_failures):
+        if not probing and (not ready or record.num_failures < limit):
             return None
         return self._eject(record, now, f"{record.num_failures} failures in a row, last: {reason}")
 

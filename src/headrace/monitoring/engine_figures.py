@@ -24,14 +24,19 @@ _WHILE_THERE = (
 
 
 class EngineFigures:
-    """Writes down reports. Counters of an engine that was restarted start again at 0."""
+    """Writes down reports. Counters of an engine that was restarted start again at 0.
+
+    What still arrives of a replica that is gone (its link is being closed) is dropped.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._present: set[ReplicaId] = set()
         self._resident: dict[ReplicaId, int] = {}
 
     def ready(self, replica: ReplicaId) -> None:
         """A replica is connected."""
+        self._present.add(replica)
         self._registry.put(table.REPLICA_READY, replica, value=1)
 
     def lost(self, replica: ReplicaId) -> None:
@@ -42,12 +47,15 @@ class EngineFigures:
     def gone(self, replica: ReplicaId) -> None:
         """What was true only while it was there is dropped; counters stay."""
         self._registry.put(table.REPLICA_READY, replica, value=0)
+        self._present.discard(replica)
         self._resident.pop(replica, None)
         for metric in _WHILE_THERE:
             self._registry.drop(metric, replica)
 
     def load(self, replica: ReplicaId, report: ReportLoad) -> None:
         """A load report came."""
+        if replica not in self._present:
+            return
         put = self._registry.put
         held = report.kv_blocks_total - report.kv_blocks_free
         used = max(0, held - report.kv_blocks_quarantined)
@@ -90,6 +98,8 @@ class EngineFigures:
         self, replica: ReplicaId, *, resident_bytes: int, open_fds: int, cpu_seconds: Seconds
     ) -> None:
         """A heartbeat came, with figures of the engine's process."""
+        if replica not in self._present:
+            return
         self._resident[replica] = resident_bytes
         record_process(
             self._registry,

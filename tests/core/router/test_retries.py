@@ -95,13 +95,13 @@ def eject(router: Router, now: float) -> list[object]:
     raise AssertionError("never ejected")
 
 
-def test_a_replica_that_fails_five_times_in_a_row_is_out_for_a_while() -> None:
+def test_a_replica_that_fails_three_times_before_any_success_is_out_for_a_while() -> None:
     router = ready_router(None, R0, R1)
     judged = eject(router, 1.0)[-1]
     assert judged == ReplicaJudged(
         R0,
         ReplicaState.EJECTED,
-        "out for 10 s: 5 failures in a row, last: the test says so",
+        "out for 10 s: 3 failures in a row, last: the test says so",
     )
     later = [place for n in range(4) for place in places(router.handle(arrived(f"x{n}"), 2.0))]
     assert {replica for replica, _ in later} == {"r1"}
