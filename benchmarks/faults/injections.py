@@ -40,7 +40,7 @@ class Ablation:
 
 
 NO_MIGRATION = Ablation(name="migration off", settings={"HEADRACE_GATEWAY_MAX_MIGRATIONS": "0"})
-NO_RETRIES = Ablation(name="retries off", settings={"HEADRACE_GATEWAY_RETRY_SHARE": "0"})
+NO_RETRIES = Ablation(name="retries off", settings={"HEADRACE_GATEWAY_MAX_RETRIES": "0"})
 NO_PATIENCE = Ablation(name="drain limit 0", settings={"HEADRACE_SERVER_DRAIN_SECONDS": "0"})
 
 

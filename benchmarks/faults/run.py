@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 RUN_LIMIT_S = 60.0
 WARM_REQUESTS = 8
-PROGRESS_RUNS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,7 @@ class Report:
 
 
 async def play(stage: Stage, fault: Fault, texts: Texts, *, seed: int, mode: str) -> Run:
-    """Warm up, load, strike, wait, look."""
-    warm = [stage.crowd.ask(stage.next_asked()) for _ in range(WARM_REQUESTS)]
-    await asyncio.gather(*warm)
+    """Load, strike, wait, look."""
     await stage.until_quiet()
     before = stage.census()
     load = asyncio.create_task(stage.crowd.closed_loop(stage.clients, stage.next_asked, stage.stop))
@@ -109,35 +107,45 @@ class Series:
             fakes=fault.fakes,
         )
 
-    async def run(self, place: Place, texts: Texts, *, seed: int, clients: int) -> Run:
+    async def run(self, place: Place, texts: Texts, *, seed: int, clients: int, warm: bool) -> Run:
         """Play one seed, within RUN_LIMIT_S."""
         stage = place.stage(random.Random(f"{self.fault.name}/{seed}"), clients)
         async with asyncio.timeout(RUN_LIMIT_S), AsyncExitStack() as stack:
             if self.fault.proxied:
                 await stack.enter_async_context(proxied(stage))
+            if not warm:
+                asked = (stage.next_asked() for _ in range(WARM_REQUESTS))
+                await asyncio.gather(*map(stage.crowd.ask, asked))
             return await play(stage, self.fault, texts, seed=seed, mode=self.mode)
 
 
-def play_series(series: Series, model: Path, args: argparse.Namespace) -> Iterator[Run | None]:
+def play_series(series: Series, model: Path, args: argparse.Namespace) -> list[Run | None]:
     """Play all seeds of a series; None for one whose run itself failed."""
     fault, clock = series.fault, MonotonicClock()
     texts = FakeTexts() if fault.fakes else Oracle(model)
     pace = QUICK if args.quick else Pace()
+    runs: list[Run | None] = []
     with ExitStack() as stack:
         place: Place | None = None
         for seed in series.seeds:
-            begun, run = clock.now(), None
+            begun, run, warm = clock.now(), None, place is not None
             if place is None:
                 place = stack.enter_context(series.place(model, pace))
             try:
-                run = asyncio.run(series.run(place, texts, seed=seed, clients=args.clients))
+                run = asyncio.run(
+                    series.run(place, texts, seed=seed, clients=args.clients, warm=warm)
+                )
             except (RuntimeError, OSError, TimeoutError) as error:
                 print(f"{fault.name:<5} seed {seed}: the run itself failed: {error!r}", flush=True)
             is_spoilt = run is None or run.kv_blocks_held or (run.faults and not run.mode)
             if is_spoilt or not fault.leaves_all_well:
                 stack.close()
                 place = None
-            yield run and replace(run, seconds=round(clock.now() - begun, 1))
+            if run is not None:
+                run = replace(run, seconds=round(clock.now() - begun, 1))
+                print("\n".join(summary_lines(run)), flush=True)
+            runs.append(run)
+    return runs
 
 
 def all_series(args: argparse.Namespace) -> Iterator[Series]:
@@ -162,6 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--clients", type=int, default=8)
     add("--ablation", choices=("none", "only", "both"), default="both")
     add("--ablation-seeds", type=int, metavar="N", help="fewer runs of what is switched off")
+    add("--jobs", type=int, default=1, metavar="N", help="faults played at one time")
     add("--quick", action="store_true", help="short runs, for tests")
     add("--json", type=Path, help="write all figures there")
     add("--markdown", type=Path, help="write the tables there")
@@ -179,19 +188,17 @@ def main() -> int:
     print(f"commit {environment.commit}, {environment.cores} cores of {environment.cpu}")
     series = list(all_series(args))
     total, clock = sum(len(each.seeds) for each in series), MonotonicClock()
-    runs: list[Run] = []
-    crashed, begun = 0, clock.now()
-    with tempfile.TemporaryDirectory(prefix="faults-model-") as directory:
+    found: list[Run | None] = []
+    begun = clock.now()
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-model-") as directory,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
         model = write_tiny_gguf(Path(directory) / "tiny.gguf")
-        played = (run for each in series for run in play_series(each, model, args))
-        for number, run in enumerate(played, 1):
-            crashed += run is None
-            if run is not None:
-                runs.append(run)
-                for line in summary_lines(run):
-                    print(line, flush=True)
-            if number % PROGRESS_RUNS == 0:
-                print(f"      {number} of {total} runs, {clock.now() - begun:.0f} s", flush=True)
+        for played in pool.map(lambda each: play_series(each, model, args), series):
+            found += played
+            print(f"      {len(found)} of {total} runs, {clock.now() - begun:.0f} s", flush=True)
+    runs = [run for run in found if run is not None]
     report = Report(environment=environment, clients=args.clients, seeds=args.seeds, runs=runs)
     tables = markdown(environment, runs)
     print(f"\n{tables}")
@@ -199,7 +206,7 @@ def main() -> int:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     if args.markdown:
         args.markdown.write_text(tables)
-    return 1 if crashed or any(failures(runs)) else 0
+    return 1 if len(runs) < total or any(failures(runs)) else 0
 
 
 def failures(runs: Sequence[Run]) -> Iterator[str]:

@@ -19,7 +19,12 @@ from foreign import fake_replica
 from headrace.clock import MonotonicClock, wall_time
 from headrace.testing.chaos import FaultProxy
 from headrace.testing.chaos.endpoint import taken_over
-from headrace.testing.server_process import ServerProcess, read_journal, running_server
+from headrace.testing.server_process import (
+    ServerProcess,
+    read_journal,
+    running_server,
+    wait_until,
+)
 from headrace.testing.streams import Asked, Crowd, Heard, get, metric
 
 if TYPE_CHECKING:
@@ -136,8 +141,7 @@ class Stage:
     async def replica_names(self) -> list[str]:
         """Return the names of the replicas that take requests."""
         _, text = await get(self.server.port, "/ready")
-        replicas = msgspec.json.decode(text, type=_Ready).replicas
-        return [each.replica for each in replicas if each.ok]
+        return [each.replica for each in _replicas_in(text) if each.ok]
 
     def engines(self) -> list[int]:
         """Return the pids of the engines."""
@@ -196,6 +200,10 @@ class Stage:
             and heard.started_at < at
             and (heard.ended_at is None or heard.ended_at > at)
         ]
+
+
+def _replicas_in(ready: str) -> list[_Replica]:
+    return msgspec.json.decode(ready, type=_Ready).replicas
 
 
 def in_use(exposition: str) -> float:
@@ -275,7 +283,15 @@ def opened_place(
             server = stack.enter_context(
                 running_server(*arguments, environment=environment, command=command)
             )
-            yield Place(server=server, directory=home, replicas=replicas, pace=pace)
+            place = Place(server=server, directory=home, replicas=replicas, pace=pace)
+            wait_until(partial(_is_whole, place, len(fakes) or replicas))
+            yield place
+
+
+def _is_whole(place: Place, replicas: int) -> bool:
+    """Whether all replicas take requests: a gateway is up before it has heard of foreign ones."""
+    _, text = asyncio.run(get(place.server.port, "/ready"))
+    return len([each for each in _replicas_in(text) if each.ok]) == replicas
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ COLUMNS = (
 )
 READING = (
     "Every token that any client heard is compared with the text that the simulated model must",
-    "give. *Switched off*: `gateway.max_migrations = 0`, `gateway.retry_share = 0`, or",
+    "give. *Switched off*: `gateway.max_migrations = 0`, `gateway.max_retries = 0`, or",
     "`server.drain_seconds = 0`. *Moved*: requests that left their replica, by the decision",
     "journal; *attempts / requests*: how often requests were sent to a replica, moves included;",
     "*detected*: from the fault to that decision; *silence*: the longest pause that the clients of",

@@ -31,7 +31,7 @@ class RouterLimits:
     silent_after: Seconds = 3.0  # without a sign of life from a replica that beats
     stuck_after: Seconds = 10.0  # without a step of a replica that has work
     stream_silence: Seconds = 60.0  # without a byte from a replica that neither beats nor reports
-    max_failures: int = 5  # in a row, by a replica's fault, until it is ejected
+    max_failures: int = 5  # in a row until a replica is ejected (3 if it never answered well)
     eject_for: Seconds = 10.0  # the first time; the n-th time n times as long
     max_eject_for: Seconds = 120.0
 

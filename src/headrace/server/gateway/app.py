@@ -270,6 +270,7 @@ def _build_router(config: GatewayConfig) -> Router:
         max_wait=config.max_wait,
         max_outstanding=config.max_outstanding,
         max_migrations=config.max_migrations,
+        max_retries=config.max_retries,
         retry_share=config.retry_share,
         silent_after=config.silent_after,
         stuck_after=config.stuck_after,

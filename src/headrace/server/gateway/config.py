@@ -35,6 +35,10 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_migrations: Annotated[
         int, Meta(ge=0, le=16, description="times a request may go on elsewhere; 0: never")
     ] = 3
+    max_retries: Annotated[
+        int,
+        Meta(ge=0, le=16, description="times a request that failed is tried elsewhere; 0: never"),
+    ] = 2
     retry_share: Annotated[
         float, Meta(ge=0, le=1, description="retries in proportion to requests, besides a few")
     ] = 0.1

@@ -194,6 +194,7 @@ def _build_router(config: GatewayConfig) -> Router:
         max_wait=config.max_wait,
         max_outstanding=config.max_outstanding,
         max_migrations=config.max_migrations,
+        max_retries=config.max_retries,
         retry_share=config.retry_share,
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
