@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from headrace.testing.streams import Asked, Heard
 
 COMMAND_S = 30.0
-ROLLING = "restart"
-"""The command that restarts all of a server, where there is one."""
+RESTART = "restart"
+"""The command that starts all replicas or gateways anew, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +142,9 @@ async def restart_all(stage: Stage) -> None:
     """F28: every replica is replaced under load, one after the other, then every gateway."""
     await _until_mid_stream(stage)
     stage.strike().cancel()
-    if ROLLING in COMMANDS:
-        await _command(stage, ROLLING)
+    if RESTART in COMMANDS:
+        await _command(stage, RESTART, "replicas")
+        await _command(stage, RESTART, "gateways")
     else:
         for name in await stage.replica_names():
             await _drain(stage, name)

@@ -427,6 +427,9 @@ async def test_the_sweep_runs_by_itself(text: TextModel) -> None:
         assert await client.closed() == b""
 
 
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
 @on_both_loops
 async def test_connections_over_the_cap_are_refused_and_the_others_served(text: TextModel) -> None:
     config = GatewayConfig(http=HttpLimits(max_connections=3))
@@ -434,14 +437,51 @@ async def test_connections_over_the_cap_are_refused_and_the_others_served(text: 
         clients = [await served.connect() for _ in range(3)]
         await clients[2].request("GET", "/live")
         refused = await served.connect()
+        refused.send(MODELS)
         answer = await refused.answer()
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
-        assert (await clients[0].request("GET", "/live")).status == 200
+        assert (await clients[0].request("GET", "/v1/models")).status == 200
         refused.close()
         clients[1].close()
         await served.until(lambda: served.gateway.listener.num_connections == 2)
-        assert (await served.request("GET", "/live")).status == 200
+        assert (await served.request("GET", "/v1/models")).status == 200
+
+
+@on_both_loops
+async def test_a_few_over_the_cap_may_ask_for_health_once_each(text: TextModel) -> None:
+    config = GatewayConfig(http=HttpLimits(max_connections=1, reserved_connections=2))
+    async with serving(text, config) as served:
+        await (await served.connect()).request("GET", "/live")
+        for path in ("/live", "/ready", "/health"):
+            probe = await served.connect()
+            answer = await probe.request("GET", path)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert await probe.closed() == b""
+        await served.until(lambda: served.gateway.listener.num_connections == 1)
+        probe = await served.connect()
+        probe.send(GET + MODELS)  # the second is not even read
+        assert (await probe.closed()).count(b"HTTP/1.1 ") == 1
+
+
+@on_both_loops
+async def test_beyond_them_a_few_are_told_and_a_flood_is_cut(text: TextModel) -> None:
+    config = GatewayConfig(http=HttpLimits(max_connections=1, reserved_connections=2))
+    async with serving(text, config) as served:
+        first = await served.connect()
+        await first.request("GET", "/live")
+        waiting = [await served.connect() for _ in range(2)]
+        told = [await served.connect() for _ in range(2)]
+        for client in told:
+            assert (await client.answer()).status == 503
+        for _ in range(20):
+            assert await (await served.connect()).closed() == b""
+        assert served.gateway.listener.num_connections == 5
+        served.clock.advance(2.5)
+        served.gateway.listener.sweep()
+        for client in (*waiting, *told):
+            assert await client.closed() == b""
+        assert (await first.request("GET", "/live")).status == 200
 
 
 @on_both_loops

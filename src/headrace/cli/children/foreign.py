@@ -19,6 +19,7 @@ from headrace.monitoring.table import BUILD, GATEWAY_TABLE
 from headrace.server.child import Ready
 from headrace.server.gateway.app import Outside
 from headrace.server.gateway.control import ControlDoor
+from headrace.server.gateway.descriptors import fitted, raise_limit
 from headrace.server.gateway.foreign.app import build_foreign_gateway
 from headrace.server.keys import open_keys
 
@@ -71,7 +72,7 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> ForeignGate
     registry = Registry(GATEWAY_TABLE)
     registry.put(BUILD, __version__, "", value=1)
     return build_foreign_gateway(
-        process.gateway,
+        fitted(process.gateway, raise_limit(), for_each=2),
         process.foreign,
         process.replicas,
         keys=keys,

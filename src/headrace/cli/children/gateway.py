@@ -22,6 +22,7 @@ from headrace.monitoring.table import BUILD, GATEWAY_TABLE
 from headrace.server.child import Ready, run_child
 from headrace.server.gateway.app import Outside, build_gateway
 from headrace.server.gateway.control import ControlDoor
+from headrace.server.gateway.descriptors import fitted, raise_limit
 from headrace.server.gateway.pool import pool_report
 from headrace.server.keys import open_keys
 from headrace.server.settings import GatewayProcess
@@ -98,7 +99,7 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> Gateway:
     registry = Registry(GATEWAY_TABLE)
     registry.put(BUILD, __version__, process.served_name, value=1)
     return build_gateway(
-        process.gateway,
+        fitted(process.gateway, raise_limit()),
         text=load_text_model(Path(process.model.path)),
         names=(process.served_name,),
         keys=keys,

@@ -3,6 +3,9 @@
     idle -> head -> body -> answering -> idle ...
                 \\-> refused -> lingering -> closed
 
+A connection over the cap may still ask how the server is, once (RESERVED); a few more are told that
+they are too many; beyond that they are cut, so that no flood uses all descriptors up.
+
 While a request is answered, bytes behind it are kept unread (bounded), so that a client that
 leaves is still noticed at once. A client that half-closes counts as gone.
 """
@@ -20,6 +23,8 @@ from headrace.server.gateway.http.messages import ResponseContext, encode_respon
 from headrace.server.gateway.http.reading import Phase, RequestReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from headrace.clock import Clock
     from headrace.server.gateway.http.limits import HttpLimits
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
@@ -46,8 +51,17 @@ class Host(Protocol):
         """The Date field of answers."""
         ...
 
+    @property
+    def num_connections(self) -> int:
+        """Open connections, with those that are too many."""
+        ...
+
     def admit(self, connection: Connection, address: str) -> RequestError | None:
-        """Register a connection, or refuse it."""
+        """Register a connection; return why it should not be there, if so."""
+        ...
+
+    def reserve(self, error: RequestError) -> Callable[[RequestHead], RequestError | None]:
+        """Return a ``refuse`` that lets only a few paths through, and says ``error`` to others."""
         ...
 
     def release(self, connection: Connection) -> None:
@@ -71,9 +85,13 @@ class State(Enum):
     """What becomes of the connection after the current answer."""
 
     OPEN = auto()
+    RESERVED = auto()  # over the cap: one answer, and not to every question
     RETIRING = auto()  # the server drains: close as soon as it is idle
     LINGERING = auto()  # answered for the last time; the rest of the input is dropped
     CLOSED = auto()
+
+
+_ANSWERING = (State.OPEN, State.RESERVED, State.RETIRING)
 
 
 class Connection(asyncio.Protocol):
@@ -100,9 +118,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         error = self._host.admit(self, peer[0] if isinstance(peer, tuple) else "unix")
         if error is not None:
-            context = ResponseContext(keep_alive=False)
-            self.send(encode_response(error_response(error), context))
-            self._linger()
+            self._turn_away(error)
 
     def data_received(self, data: bytes) -> None:
         """Read on, or keep the bytes until the current answer is complete."""
@@ -185,7 +201,7 @@ class Connection(asyncio.Protocol):
     def _patience(self) -> Seconds:
         """How long the current phase may take."""
         limits = self._host.limits
-        if self._state in (State.LINGERING, State.CLOSED):
+        if self._state in (State.LINGERING, State.CLOSED, State.RESERVED):
             return limits.linger
         match self._reader.phase:
             case Phase.IDLE:
@@ -218,7 +234,7 @@ class Connection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            while self._exchange is None and self._state in (State.OPEN, State.RETIRING):
+            while self._exchange is None and self._state in _ANSWERING:
                 if not self._answer_next():
                     return
         finally:
@@ -249,6 +265,20 @@ class Connection(asyncio.Protocol):
         context.head_only = head.method == "HEAD"
         self._host.serve(request, exchange)
         return True
+
+    def _turn_away(self, error: RequestError) -> None:
+        """Answer one of a few questions, or only say why not, or not even that."""
+        limits = self._host.limits
+        num_over = self._host.num_connections - limits.max_connections
+        if 0 < num_over <= limits.reserved_connections:
+            self._state = State.RESERVED
+            self._reader = RequestReader(limits, self._host.reserve(error))
+        elif num_over <= 2 * limits.reserved_connections:
+            context = ResponseContext(keep_alive=False)
+            self.send(encode_response(error_response(error), context))
+            self._linger()
+        else:
+            self.abort()
 
     def _linger(self) -> None:
         """Say that no more comes, and drop what the client still sends, for a moment.

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+HEALTH_PATHS = frozenset(("/live", "/ready", "/health"))
+"""What a few connections over the cap may still ask for."""
+
 _Bytes = Annotated[int, Meta(ge=1024, le=1 << 30)]
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Number = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -42,6 +45,9 @@ class HttpLimits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         _Seconds, Meta(description="after the last answer, how long input is still dropped")
     ] = 2.0
     max_connections: Annotated[_Number, Meta(description="open client connections")] = 1024
+    reserved_connections: Annotated[
+        _Number, Meta(description="more than that may still ask for /live, /ready, /health")
+    ] = 16
     max_connections_per_ip: Annotated[
         _Number, Meta(description="open client connections from one address")
     ] = 64

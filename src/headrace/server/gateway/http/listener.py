@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from headrace.clock import unix_time
 from headrace.errors import Overloaded, RequestError
 from headrace.server.gateway.http.connection import Connection
+from headrace.server.gateway.http.limits import HEALTH_PATHS
 
 if TYPE_CHECKING:
     import socket
@@ -87,6 +88,14 @@ class Listener:
         self._per_address[address] += 1
         self._count(len(self._connections))
         return refusal
+
+    def reserve(self, error: RequestError) -> Callable[[RequestHead], RequestError | None]:
+        """See Host."""
+
+        def refuse(head: RequestHead) -> RequestError | None:
+            return self._application.refuse(head) if head.path in HEALTH_PATHS else error
+
+        return refuse
 
     def release(self, connection: Connection) -> None:
         """Forget a connection."""
