@@ -46,7 +46,7 @@ def fitted(config: GatewayConfig, limit: int, *, for_each: int = 1) -> GatewayCo
     log_event(
         _LOG,
         logging.WARNING,
-        "fewer connections than gateway.http.max_connections: too few file descriptors",
+        "fewer connections than http.max_connections: too few file descriptors",
         limit=limit,
         connections=max(1, room),
     )

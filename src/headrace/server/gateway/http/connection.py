@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
     from headrace.types import Seconds
 
+_KERNEL_BYTES = 128 * 1024  # that the kernel keeps unsent
 _HIGH_WATER_BYTES = 64 * 1024  # of the transport's buffer: above it a client counts as stalled
 
 
@@ -113,7 +115,7 @@ class Connection(asyncio.Protocol):
         """Start, or refuse the connection when there are too many."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
-        _send_without_delay(transport.get_extra_info("socket"))
+        _tune(transport.get_extra_info("socket"))
         self._since = self._host.clock.now()
         peer = transport.get_extra_info("peername")
         error = self._host.admit(self, peer[0] if isinstance(peer, tuple) else "unix")
@@ -304,7 +306,13 @@ class Connection(asyncio.Protocol):
             exchange.lost()
 
 
-def _send_without_delay(sock: socket.socket) -> None:
-    """Set TCP_NODELAY. Asyncio forgets it where the listening socket named no protocol."""
+def _tune(sock: socket.socket) -> None:
+    """Send without delay, and let the kernel keep little for a client that does not read.
+
+    Asyncio forgets TCP_NODELAY where the listening socket named no protocol. Without the second,
+    the kernel would take megabytes for each such client before we could notice that it stalls.
+    """
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _KERNEL_BYTES)
