@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from headrace.testing.server_process import ServerProcess
 
@@ -85,3 +87,20 @@ def metric(server: ServerProcess, name: str, **labels: str) -> float:
         if wanted and line.startswith((f"{name} ", f"{name}{{")):
             total += float(line.rpartition(" ")[2])
     return total
+
+
+def admin_socket(server: ServerProcess, environment: Mapping[str, str]) -> Path:
+    """Return the admin socket of a server; others may run beside it."""
+    for path in Path(environment["TMPDIR"]).glob("headrace-*/admin.sock"):
+        connection = http.client.HTTPConnection("a", timeout=TIMEOUT)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(str(path))
+            connection.request("GET", "/state")
+            if server.url.encode() in connection.getresponse().read():
+                return path
+        except ConnectionError:
+            continue
+        finally:
+            connection.close()
+    raise AssertionError("no admin socket of this server")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from http_client import complete, get, metric, stream
+from http_client import admin_socket, complete, get, metric, stream
 
 from headrace.testing.hostile import hostile_requests
 from headrace.testing.server_process import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.xdist_group("hostile")
 
 SOON = {
+    "HEADRACE_CONSOLE_PORT": "0",
     "HEADRACE_HTTP_HEADER_TIMEOUT": "0.6",
     "HEADRACE_HTTP_BODY_TIMEOUT": "0.6",
     "HEADRACE_HTTP_BODY_GRACE": "0.2",
@@ -246,7 +247,7 @@ def answers(server: ServerProcess, path: str) -> bool:
 
 def listeners(server: ServerProcess, environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     console = server.output.partition("console    http://")[2].partition("/")[0]
-    (admin,) = Path(environment["TMPDIR"]).glob("headrace-*/admin.sock")
+    admin = admin_socket(server, environment)
     return {
         "data port": (f"127.0.0.1:{server.port}", "a"),
         "console": (console, console),

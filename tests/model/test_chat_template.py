@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headrace.clock import MonotonicClock
 from headrace.errors import InvalidRequest, ModelFileError
 from headrace.model import chat_template
 from headrace.model.chat_template import CHATML, ChatTemplate
@@ -76,6 +77,57 @@ def test_output_has_a_cap(monkeypatch: pytest.MonkeyPatch):
     flood = "{% for i in range(90000) %}{% for j in range(90000) %}x{% endfor %}{% endfor %}"
     with pytest.raises(InvalidRequest, match="more than 1000 characters"):
         render(flood)
+
+
+NESTED = "{% for a in messages %}{% for b in messages %}{% endfor %}{% endfor %}"
+BOMBS = {
+    "nested loops": (
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "loops too often",
+    ),
+    "filtered loops": (
+        "{% for i in range(90000) if i > -1 %}{% for j in [1, 2] %}{% endfor %}{% endfor %}",
+        "loops too often",
+    ),
+    "recursive loop": (
+        "{% for i in [0, 1] recursive %}{{ loop([0, 1]) }}{% endfor %}",
+        "refuses these messages",
+    ),
+    "macros that call twice": (
+        "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(40) }}",
+        "loops too often",
+    ),
+    "long text": ("{{ 'a' * 10**9 }}", "makes too much"),
+    "long list": ("{{ ([1] * 10**9) | length }}", "makes too much"),
+    "long text, the other way": ("{{ 10**9 * 'a' }}", "makes too much"),
+    "tower of powers": ("{{ 9**9**9 }}", "makes too much"),
+    "squares": (
+        "{% set s = namespace(n=9) %}{% for i in range(40) %}{% set s.n = s.n * s.n %}{% endfor %}",
+        "makes too much",
+    ),
+    "globals": ("{{ cycler.__init__.__globals__ }}", "refuses these messages"),
+    "subclasses": ("{{ ().__class__.__base__.__subclasses__() }}", "refuses these messages"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_template_bomb_ends_soon_and_is_refused(name: str):
+    text, problem = BOMBS[name]
+    clock = MonotonicClock()
+    begun = clock.now()
+    with pytest.raises(InvalidRequest, match=problem):
+        render(text)
+    assert clock.now() - begun < 2.0
+
+
+def test_a_template_that_looks_at_every_pair_of_messages_is_bounded_by_their_number():
+    compiled(NESTED).render(HELLO * 200)
+    with pytest.raises(InvalidRequest, match="loops too often"):
+        compiled(NESTED).render(HELLO * 1000)
+
+
+def test_a_long_chat_is_no_bomb():
+    assert compiled(CHATML).render(HELLO * 4096).count("Hello") == 4096
 
 
 @pytest.mark.parametrize("text", ["{% if %}", "{{ (", "{% nothing %}", "{% generation %}"])
