@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from stage import POLL_S, is_idle
 
 from headrace.cli.main import COMMANDS
+from headrace.clock import wall_time
 from headrace.testing.chaos import NO_FAULTS, Faults, Towards
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.testing.streams import Asked, Heard
 
 COMMAND_S = 30.0
+SLOW_TIMES = 20
+SLOW_PERIOD_S = 0.1
 RESTART = "restart"
 """The command that starts all replicas or gateways anew, where there is one."""
 
@@ -41,6 +44,7 @@ class Ablation:
 
 NO_MIGRATION = Ablation(name="migration off", settings={"HEADRACE_GATEWAY_MAX_MIGRATIONS": "0"})
 NO_RETRIES = Ablation(name="retries off", settings={"HEADRACE_GATEWAY_MAX_RETRIES": "0"})
+ROUND_ROBIN = Ablation(name="round robin", settings={"HEADRACE_GATEWAY_POLICY": "round_robin"})
 NO_PATIENCE = Ablation(name="drain limit 0", settings={"HEADRACE_SERVER_DRAIN_SECONDS": "0"})
 
 
@@ -90,6 +94,30 @@ async def hang_mid_stream(stage: Stage) -> None:
     finally:
         os.kill(victim, signal.SIGCONT)
     stage.marks.healed_at = stage.clock.now()
+
+
+async def slow_down(stage: Stage) -> None:
+    """F5: a replica runs at a twentieth of its speed for a while: SIGSTOP and SIGCONT by turns."""
+    await _until_mid_stream(stage)
+    stage.strike()
+    replica, pid = stage.rng.choice(await asyncio.to_thread(stage.pids))
+    end = stage.clock.now() + stage.pace.slow_s
+    try:
+        while stage.clock.now() < end:
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(SLOW_PERIOD_S * (1 - 1 / SLOW_TIMES))
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(SLOW_PERIOD_S / SLOW_TIMES)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    stage.marks.notes["share_of_slow"] = _share_sent(stage, replica, since=stage.pace.slow_s / 2)
+
+
+def _share_sent(stage: Stage, replica: str, *, since: float) -> float:
+    """Return which share of the requests of the last ``since`` seconds went to a replica."""
+    begun = wall_time() - since
+    sent = [e.reason for e in stage.journal() if e.kind == "dispatch" and e.unix >= begun]
+    return sum(reason.startswith(f"to {replica}:") for reason in sent) / max(1, len(sent))
 
 
 async def vanish_mid_stream(stage: Stage) -> None:
@@ -245,6 +273,14 @@ FAULTS = {
             replicas=1,
         ),
         Fault(name="F4", title="SIGSTOP a replica mid-stream", inject=hang_mid_stream),
+        Fault(
+            name="F5",
+            title="a replica runs at a twentieth of its speed",
+            inject=slow_down,
+            loses=False,
+            strikes=False,
+            ablation=ROUND_ROBIN,
+        ),
         Fault(
             name="F6",
             title="the way to a replica swallows everything",

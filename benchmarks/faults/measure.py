@@ -33,6 +33,9 @@ TOLERATED_FDS = 8
 ABORT_S = 0.1
 """Within this an engine must have given up a request whose client left."""
 
+SLOW_SHARE = 0.2
+"""A slow one of three replicas must get less than this share of requests."""
+
 REFUSED = (0, 503)
 """Statuses that a new request may get from a server that ends; 0: no connection."""
 
@@ -223,7 +226,19 @@ def broken_promises(run: Run, fault: Fault, *, quiet: bool) -> list[str]:
         found.append("never whole again")
     if fault.ends and run.exit_code != 0:
         found.append(f"exit code {run.exit_code}")
-    late = [f"{name} {value:.3f}" for name, value in run.notes.items() if value > ABORT_S]
+    abort_times = [(n, value) for n, value in run.notes.items() if n.startswith("abort_")]
+    late = [f"{name} {value:.3f}" for name, value in abort_times if value > ABORT_S]
     if late:
         found.append(f"over {ABORT_S:g} s: {', '.join(late)}")
+    if _slow_share(run) > SLOW_SHARE:
+        found.append(f"the slow replica got {_slow_share(run):.0%} of the requests")
     return found
+
+
+def cost(run: Run) -> int:
+    """Return how many requests failed, or went where they should not."""
+    return run.verdict.failed + (_slow_share(run) > SLOW_SHARE)
+
+
+def _slow_share(run: Run) -> float:
+    return run.notes.get("share_of_slow", 0.0)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from foreign import FakeTexts
 from injections import FAULTS, time_to_abort
-from measure import reduce_run
+from measure import cost, reduce_run
 from stage import QUICK, Pace, opened_place, proxied
 from tables import markdown, summary_lines
 
@@ -216,10 +216,10 @@ def failures(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if run.mode:
             key = run.fault, run.mode
-            costs[key] = costs.get(key, 0) + run.verdict.failed
-    for (fault, mode), failed in costs.items():
-        if not failed:
-            print(f"{fault} with {mode} cost no request: it shows nothing")
+            costs[key] = costs.get(key, 0) + cost(run)
+    for (fault, mode), total in costs.items():
+        if not total:
+            print(f"{fault} with {mode} cost nothing: it shows nothing")
             yield fault
 
 

@@ -17,6 +17,8 @@ from census import Census, take_census
 from foreign import fake_replica
 
 from headrace.clock import MonotonicClock, wall_time
+from headrace.monitoring.shapes import ServerState
+from headrace.server.admin.client import AdminClient
 from headrace.testing.chaos import FaultProxy
 from headrace.testing.chaos.endpoint import taken_over
 from headrace.testing.server_process import (
@@ -62,11 +64,14 @@ class Pace:
     after_s: Seconds = 0.2
     silent_after_s: Seconds = 3.0
     stopped_s: Seconds = 4.0  # how long a hung replica hangs
+    slow_s: Seconds = 4.0  # how long a slow one is slow
     restart_s: Seconds = 0.2
     leavers: int = 16
 
 
-QUICK = Pace(output=(25, 45), silent_after_s=0.8, stopped_s=1.2, restart_s=0.05, leavers=10)
+QUICK = Pace(
+    output=(25, 45), slow_s=2.0, silent_after_s=0.8, stopped_s=1.2, restart_s=0.05, leavers=10
+)
 
 
 class _Replica(msgspec.Struct):
@@ -142,6 +147,11 @@ class Stage:
         """Return the names of the replicas that take requests."""
         _, text = await get(self.server.port, "/ready")
         return [each.replica for each in _replicas_in(text) if each.ok]
+
+    def pids(self) -> list[tuple[str, int]]:
+        """Return names and pids of the replicas that take requests."""
+        rows = AdminClient(self.admin).get("/state", ServerState).replicas
+        return [(row.replica, row.pid) for row in rows if row.state == "ready"]
 
     def engines(self) -> list[int]:
         """Return the pids of the engines."""

@@ -35,17 +35,18 @@ COLUMNS = (
 )
 READING = (
     "Every token that any client heard is compared with the text that the simulated model must",
-    "give. *Switched off*: `gateway.max_migrations = 0`, `gateway.max_retries = 0`, or",
-    "`server.drain_seconds = 0`. *Moved*: requests that left their replica, by the decision",
-    "journal; *attempts / requests*: how often requests were sent to a replica, moves included;",
-    "*detected*: from the fault to that decision; *silence*: the longest pause that the clients of",
-    "moved streams heard round the fault (for one without a first token: since it was sent, so F1",
-    "has the work of its long prompts in it); *whole again*: from the fault until every replica",
-    "takes requests (F4, F6: from its end; F27b: until the drained one is gone; F27c: until the",
-    "server has ended, with exit code 0; F28: until all are replaced). *Turned away*: new requests",
-    "that a server that ends refused, which is no failure. F27a, F27b and F28 have a drain limit",
-    "of 0.2 s, which streams outlast, so that they must move. F8b: streams that a foreign replica",
-    "breaks off end with an error, never with a finish. Leaks are the largest of all runs.",
+    "give. *Switched off*: `gateway.max_migrations = 0`, `gateway.max_retries = 0`,",
+    "`server.drain_seconds = 0`, or `gateway.policy = round_robin`. *Moved*: requests that left",
+    "their replica, by the decision journal; *attempts / requests*: how often requests were",
+    "sent to a replica, moves included; *detected*: from the fault to that decision; *silence*:",
+    "the longest pause that the clients of moved streams heard round the fault (for one without",
+    "a first token: since it was sent, so F1 has the work of its long prompts in it); *whole",
+    "again*: from the fault until every replica takes requests (F4, F6: from its end; F27b:",
+    "until the drained one is gone; F27c: until the server has ended, with exit code 0; F28:",
+    "until all are replaced). *Turned away*: new requests that a server that ends refused,",
+    "which is no failure. F27a, F27b and F28 have a drain limit of 0.2 s, which streams",
+    "outlast, so that they must move. F8b: streams that a foreign replica breaks off end with",
+    "an error, never with a finish. Leaks are the largest of all runs.",
 )
 LATENCIES = ("fault", "switched off", "", "before", "during", "after")
 

@@ -12,7 +12,7 @@ import pytest
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "faults" / "run.py"
 SURVIVED = ("F1", "F2", "F3", "F4", "F11")
-MORE = ("F6", "F8", "F27a", "F27b", "F27c", "F28")
+MORE = ("F5", "F6", "F8", "F27a", "F27b", "F27c", "F28")
 
 
 def play(fault: str, report: Path, *arguments: str, limit: float = 50) -> list[dict[str, Any]]:
