@@ -54,8 +54,8 @@ class Host(Protocol):
         ...
 
     @property
-    def num_connections(self) -> int:
-        """Open connections, with those that are too many."""
+    def num_over(self) -> int:
+        """Open connections beyond the cap; 0 or less: within it."""
         ...
 
     def admit(self, connection: Connection, address: str) -> RequestError | None:
@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol):
     def _turn_away(self, error: RequestError) -> None:
         """Answer one of a few questions, or only say why not, or not even that."""
         limits = self._host.limits
-        num_over = self._host.num_connections - limits.max_connections
+        num_over = self._host.num_over
         if 0 < num_over <= limits.reserved_connections:
             self._state = State.RESERVED
             self._reader = RequestReader(limits, self._host.reserve(error))

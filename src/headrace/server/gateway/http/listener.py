@@ -71,6 +71,11 @@ class Listener:
         """Open client connections."""
         return len(self._connections)
 
+    @property
+    def num_over(self) -> int:
+        """See Host."""
+        return len(self._connections) - self.limits.max_connections
+
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
         loop = asyncio.get_running_loop()
