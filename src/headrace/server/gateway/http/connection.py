@@ -16,10 +16,11 @@ import asyncio
 import socket
 import sys
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from headrace.errors import RequestError
 from headrace.server.gateway.http.exchange import Exchange
+from headrace.server.gateway.http.limits import HEALTH_PATHS
 from headrace.server.gateway.http.messages import ResponseContext, encode_response, error_response
 from headrace.server.gateway.http.reading import Phase, RequestReader
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 
 _KERNEL_BYTES = 128 * 1024  # that the kernel keeps unsent
 _HIGH_WATER_BYTES = 64 * 1024  # of the transport's buffer: above it a client counts as stalled
+
+
+class Excess(NamedTuple):
+    """A connection is one too many: why, and how many there are over the cap of all."""
+
+    error: RequestError
+    num_over: int
 
 
 class Host(Protocol):
@@ -53,17 +61,8 @@ class Host(Protocol):
         """The Date field of answers."""
         ...
 
-    @property
-    def num_over(self) -> int:
-        """Open connections beyond the cap; 0 or less: within it."""
-        ...
-
-    def admit(self, connection: Connection, address: str) -> RequestError | None:
+    def admit(self, connection: Connection, address: str) -> Excess | None:
         """Register a connection; return why it should not be there, if so."""
-        ...
-
-    def reserve(self, error: RequestError) -> Callable[[RequestHead], RequestError | None]:
-        """Return a ``refuse`` that lets only a few paths through, and says ``error`` to others."""
         ...
 
     def release(self, connection: Connection) -> None:
@@ -118,9 +117,9 @@ class Connection(asyncio.Protocol):
         _tune(transport.get_extra_info("socket"))
         self._since = self._host.clock.now()
         peer = transport.get_extra_info("peername")
-        error = self._host.admit(self, peer[0] if isinstance(peer, tuple) else "unix")
-        if error is not None:
-            self._turn_away(error)
+        excess = self._host.admit(self, peer[0] if isinstance(peer, tuple) else "unix")
+        if excess is not None:
+            self._turn_away(*excess)
 
     def data_received(self, data: bytes) -> None:
         """Read on, or keep the bytes until the current answer is complete."""
@@ -268,13 +267,12 @@ class Connection(asyncio.Protocol):
         self._host.serve(request, exchange)
         return True
 
-    def _turn_away(self, error: RequestError) -> None:
+    def _turn_away(self, error: RequestError, num_over: int) -> None:
         """Answer one of a few questions, or only say why not, or not even that."""
         limits = self._host.limits
-        num_over = self._host.num_over
         if 0 < num_over <= limits.reserved_connections:
             self._state = State.RESERVED
-            self._reader = RequestReader(limits, self._host.reserve(error))
+            self._reader = RequestReader(limits, _refuse_most(self._host, error))
         elif num_over <= 2 * limits.reserved_connections:
             context = ResponseContext(keep_alive=False)
             self.send(encode_response(error_response(error), context))
@@ -304,6 +302,11 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lost()
+
+
+def _refuse_most(host: Host, error: RequestError) -> Callable[[RequestHead], RequestError | None]:
+    """Return what refuses all but questions after the server's health."""
+    return lambda head: host.refuse(head) if head.path in HEALTH_PATHS else error
 
 
 def _tune(sock: socket.socket) -> None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.clock import unix_time
 from headrace.errors import Overloaded, RequestError
-from headrace.server.gateway.http.connection import Connection
-from headrace.server.gateway.http.limits import HEALTH_PATHS
+from headrace.server.gateway.http.connection import Connection, Excess
 
 if TYPE_CHECKING:
     import socket
@@ -71,11 +70,6 @@ class Listener:
         """Open client connections."""
         return len(self._connections)
 
-    @property
-    def num_over(self) -> int:
-        """See Host."""
-        return len(self._connections) - self.limits.max_connections
-
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
         loop = asyncio.get_running_loop()
@@ -86,21 +80,15 @@ class Listener:
         if self._timer is None:
             self._timer = loop.call_later(self.limits.sweep_period, self._tick)
 
-    def admit(self, connection: Connection, address: str) -> RequestError | None:
-        """Register a connection, or refuse it."""
+    def admit(self, connection: Connection, address: str) -> Excess | None:
+        """See Host."""
         refusal = self._refusal(address)
         self._connections[connection] = address
         self._per_address[address] += 1
         self._count(len(self._connections))
-        return refusal
-
-    def reserve(self, error: RequestError) -> Callable[[RequestHead], RequestError | None]:
-        """See Host."""
-
-        def refuse(head: RequestHead) -> RequestError | None:
-            return self._application.refuse(head) if head.path in HEALTH_PATHS else error
-
-        return refuse
+        if refusal is None:
+            return None
+        return Excess(refusal, len(self._connections) - self.limits.max_connections)
 
     def release(self, connection: Connection) -> None:
         """Forget a connection."""
