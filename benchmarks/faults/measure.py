@@ -33,7 +33,7 @@ TOLERATED_FDS = 8
 ABORT_S = 0.1
 """Within this an engine must have given up a request whose client left."""
 
-SLOW_SHARE = 0.2
+SLOW_SHARE = 0.25
 """A slow one of three replicas must get less than this share of requests."""
 
 REFUSED = (0, 503)
