@@ -117,7 +117,7 @@ def test_a_template_bomb_ends_soon_and_is_refused(name: str):
     begun = clock.now()
     with pytest.raises(InvalidRequest, match=problem):
         render(text)
-    assert clock.now() - begun < 2.0
+    assert clock.now() - begun < 10.0  # a fraction of a second on a machine that is not busy
 
 
 def test_a_template_that_looks_at_every_pair_of_messages_is_bounded_by_their_number():

@@ -113,7 +113,9 @@ REPORT = ReportLoad(
 
 def test_a_load_report_becomes_figures_and_blocks_add_up():
     registry = Registry(table.GATEWAY_TABLE)
-    EngineFigures(registry).load(ReplicaId("r0"), REPORT)
+    engines = EngineFigures(registry)
+    engines.ready(ReplicaId("r0"))
+    engines.load(ReplicaId("r0"), REPORT)
     states = {s: registry.value(table.KV_BLOCKS, "r0", s) for s in ("used", "cached", "empty")}
     assert states == {"used": 40, "cached": 25, "empty": 35}
     assert registry.value(table.ENGINE_STEP_SECONDS, "r0") == 1.25
