@@ -229,7 +229,7 @@ def human_int(text: str) -> int | None:
 
 
 def _converted(key: str, origin: Origin) -> object:
-    """Return the value as its field's type. Text is read as numbers and truth values.
+    """Return the value as its field's type. Text is read as numbers, truth values and lists.
 
     A number in a file is text where text is wanted.
     """
@@ -237,7 +237,7 @@ def _converted(key: str, origin: Origin) -> object:
     field = settings()[key]
     candidates: list[object] = [value]
     if isinstance(value, str):
-        candidates += [human_int(value), _WORDS.get(value.lower())]
+        candidates = [value.split(), value, human_int(value), _WORDS.get(value.lower())]
     elif isinstance(value, int) and not isinstance(value, bool):
         candidates.insert(0, str(value))  # `replicas = 2`
     problem = ""

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=0, help="port; 0 takes any (0)")
     add("--model", default="fake", metavar="NAME", help="what it serves (fake)")
+    add("--server", default="fake", metavar="NAME", help="manners: vllm, sglang, llamacpp, tgi")
     add("--latency-ms", type=float, default=0.0, metavar="MS", help="before an answer begins")
     add("--jitter-ms", type=float, default=0.0, metavar="MS", help="up to so much more")
     add("--itl-ms", type=float, default=0.0, metavar="MS", help="between two tokens of a stream")
@@ -94,6 +95,7 @@ def script_of(args: argparse.Namespace) -> Script:
         raise UsageError("--slow-drip must be over 0; --hang-after-tokens sends nothing")
     return Script(
         model=args.model,
+        server=args.server,
         latency=args.latency_ms * _MS,
         jitter=args.jitter_ms * _MS,
         itl=args.itl_ms * _MS,

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag of the command line and the setting it sets. No ``metavar``: a switch, on or off."""
+    """A flag of the command line and the setting it sets. No ``metavar``: a switch, on or off.
+
+    ``repeated``: it may be given several times, and the setting is a list.
+    """
 
     name: str
     key: str
     metavar: str = ""
     off: bool = False
+    repeated: bool = False
 
     @property
     def destination(self) -> str:
@@ -39,8 +43,9 @@ def add_flags(parser: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
         field = fields[flag.key]
         text = description(field).replace("%", "%%")
         if flag.metavar:
-            default = "" if field.default in ("", 0) else f" ({_shown(field.default)})"
-            parser.add_argument(flag.name, metavar=flag.metavar, help=text + default)
+            default = "" if field.default in ("", 0, ()) else f" ({_shown(field.default)})"
+            action = "append" if flag.repeated else "store"
+            parser.add_argument(flag.name, metavar=flag.metavar, action=action, help=text + default)
         else:
             const, words = ("false", f"do not {text}") if flag.off else ("true", text)
             parser.add_argument(

@@ -16,7 +16,7 @@ from headrace.config import read_environment
 from headrace.core.balancer.registry import build_policy
 from headrace.monitoring.logging import configure_logging
 from headrace.server.address import bind, check_exposure, url_of
-from headrace.server.gateway.foreign.address import parse_replicas
+from headrace.server.gateway.foreign.address import parse_aliases, parse_replicas
 from headrace.server.settings import ModelFile
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from headrace.server.settings import GatewayProcess
 
 FLAGS = (
+    Flag("--replica", "foreign.replicas", "URL[,OPTION...]", repeated=True),
+    Flag("--alias", "foreign.aliases", "NAME=MODEL", repeated=True),
+    Flag("--migration", "foreign.migration", "HOW"),
     Flag("--host", "server.host", "HOST"),
     Flag("--port", "server.port", "PORT"),
     Flag("--api-key", "server.api_key", "KEY"),
@@ -44,24 +47,21 @@ FLAGS = (
 )
 
 _EPILOG = """Replicas may be any servers of the OpenAI HTTP API: vLLM, SGLang, llama.cpp, headrace.
-Where they want a key, set HEADRACE_FOREIGN_API_KEY.
+Where they want a key, set HEADRACE_FOREIGN_API_KEY. Options of a replica, after its URL:
+  model=ID      use this one of its models only      alias=NAME  what its model is called here
+  weight=2      twice the load of one with 1         canary=5%   tried with that share of requests
+  server=NAME   what it is, if it does not say: vllm, sglang, llamacpp, tgi, headrace
 
 examples:
-  headrace gateway --replica http://10.0.0.1:8000 --replica http://10.0.0.2:8000
-  headrace gateway --replica http://127.0.0.1:8001 --port 8080 --policy least_requests"""
+  headrace gateway --replica http://10.0.0.1:8000,weight=2 --replica http://10.0.0.2:8000
+  headrace gateway --replica http://10.0.0.1:8000 --alias gpt-4o-mini=llama-3.1-8b
+  headrace gateway --replica http://10.0.0.1:8000 --replica http://10.0.0.2:8000,canary=5%"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``headrace gateway``."""
     parser.description = "Stand before OpenAI servers that run elsewhere: balance, retry, watch."
     parser.epilog = _EPILOG
-    parser.add_argument(
-        "--replica",
-        metavar="URL",
-        action="append",
-        default=[],
-        help="a server, http://HOST:PORT; once for each",
-    )
     add_flags(parser, FLAGS)
 
 
@@ -72,7 +72,8 @@ def main(args: argparse.Namespace) -> int:
     loaded = load_settings(args, FLAGS, environment)
     config = loaded.config
     configure_logging(process="supervisor", format=config.log.format, level=config.log.level)
-    replicas = parse_replicas(args.replica)
+    replicas = parse_replicas(config.foreign.replicas)
+    parse_aliases(config.foreign.aliases)  # a wrong one is told now
     build_policy(config.gateway.policy)  # an unknown one is told with near names
     check_exposure(config.server)
     with (

@@ -54,11 +54,13 @@ def main(args: argparse.Namespace) -> int:
 def page(state: ServerState) -> str:
     """Return what is shown of a state."""
     rows = [_HEADS, *(_cells(row) for row in state.replicas)]
-    return "\n".join((*_columns(rows), "", *_summary(state)))
+    why = [f"{row.replica}: {row.reason}" for row in state.replicas if row.reason]
+    return "\n".join((*_columns(rows), "", *why, *_summary(state)))
 
 
 def _cells(row: ReplicaRow) -> Sequence[str]:
-    running = f"{row.outstanding}" + (f" ({row.waiting} wait)" if row.waiting else "")
+    others = f" + {row.others} of others" if row.others else ""
+    running = f"{row.outstanding}{others}" + (f" ({row.waiting} wait)" if row.waiting else "")
     return (
         row.replica,
         row.state,

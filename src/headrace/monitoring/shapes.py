@@ -13,13 +13,14 @@ class ReplicaRow(Struct, frozen=True, kw_only=True):
     """One replica, now."""
 
     replica: str
-    state: str  # starting, ready, draining, stopping, suspect, ejected, probing, crash_loop
+    state: str  # starting, ready, draining, stopping, suspect, ejected, probing, crash_loop, ...
     reason: str = ""
     pid: int = 0
     address: str = ""
     seconds_in_state: float = 0.0
     restarts: int = 0
     outstanding: int = 0
+    others: int = 0  # requests there that came past this server, as far as it is known
     running: int = 0
     waiting: int = 0
     prefill_tokens: int = 0

@@ -22,6 +22,7 @@ from headrace.server.gateway.front import Tasks
 from headrace.server.gateway.http.limits import HttpLimits
 from headrace.server.gateway.http.listener import Listener
 from headrace.server.gateway.http.messages import EVENT_STREAM, JSON, Response, error_json
+from headrace.testing.openai_dialects import beginning_of, metrics_page, output_id, prompt_ids
 
 if TYPE_CHECKING:
     import socket
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from headrace.errors import RequestError
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
+    from headrace.testing.openai_dialects import Beginning
     from headrace.types import Seconds
 
 DEFAULT_TOKENS: Final = 16
@@ -47,6 +49,8 @@ class Script:
     """How a replica behaves. Numbers of tokens count within one answer; None: never."""
 
     model: str = "fake"
+    server: str = "fake"  # whose manners it has: see openai_dialects.py
+    others: int = 0  # requests that its metrics show beside those it has
     latency: Seconds = 0.0  # before the first byte of an answer
     jitter: Seconds = 0.0  # up to so much more, by a hash of the completion's number
     itl: Seconds = 0.0  # between two tokens of a stream
@@ -82,6 +86,8 @@ class _Body(Struct):
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     stream_options: _Options | None = None
+    continue_final_message: bool = False
+    return_token_ids: bool = False
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -95,6 +101,7 @@ class Tally:
     finished: int = 0  # answered to the end
     abandoned: int = 0  # whose client left before
     health_looks: int = 0
+    tokens: int = 0  # of streams
     heads: list[RequestHead] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
@@ -143,8 +150,11 @@ class OpenAIReplica:
             case "GET", "/health":
                 self._health(exchange)
             case "GET", "/v1/models":
-                card = {"id": self.script.model, "object": "model", "owned_by": "fake"}
+                script = self.script
+                card = {"id": script.model, "object": "model", "owned_by": script.server}
                 exchange.reply(_json({"object": "list", "data": [card]}))
+            case "GET", "/metrics":
+                self._metrics(exchange)
             case "POST", ("/v1/chat/completions" | "/v1/completions") as path:
                 self._begin(request, exchange, is_chat=path == "/v1/chat/completions")
             case _:
@@ -156,6 +166,12 @@ class OpenAIReplica:
         if limit is not None and self.tally.health_looks > limit:
             raise NotReady("the script says so")
         exchange.reply(Response(200, b""))
+
+    def _metrics(self, exchange: Exchange) -> None:
+        tally, script = self.tally, self.script
+        running = tally.completions - tally.finished - tally.abandoned + script.others
+        page = metrics_page(script.server, running=running, waiting=0, tokens=tally.tokens)
+        exchange.reply(Response(404, b"") if page is None else Response(200, page, b"text/plain"))
 
     def _begin(self, request: HttpRequest, exchange: Exchange, *, is_chat: bool) -> None:
         tally, script = self.tally, self.script
@@ -172,9 +188,13 @@ class OpenAIReplica:
         body = _decode(request.body)
         if body.model not in (None, script.model):
             raise ModelNotFound(f"there is only {script.model}", param="model")
-        text = _Text(script.model, bytes(body.messages) or bytes(body.prompt), is_chat=is_chat)
+        messages, prompt = bytes(body.messages), bytes(body.prompt)
+        prompt = (messages or prompt) if is_chat else (prompt or messages)
+        beginning = beginning_of(script.server, prompt, goes_on=body.continue_final_message)
+        tells_ids = body.return_token_ids and script.server == "vllm"
+        text = _Text(script.model, beginning, is_chat=is_chat, tells_ids=tells_ids)
         delay = script.latency + script.jitter * _share(b"late %d" % tally.completions)
-        answer = _Answering(script, text, body, exchange, delay=delay, die=self._die)
+        answer = _Answering(script, text, body, exchange, tally=tally, delay=delay, die=self._die)
         self._tasks.spawn(self._answer(answer), exchange)
 
     async def _answer(self, answer: _Answering) -> None:
@@ -209,6 +229,7 @@ class _Answering:
         body: _Body,
         exchange: Exchange,
         *,
+        tally: Tally,
         delay: Seconds,
         die: Callable[[], None],
     ) -> None:
@@ -220,6 +241,7 @@ class _Answering:
         self._is_stream = body.stream is True
         self._wants_usage = body.stream_options is not None and body.stream_options.include_usage
         self._exchange = exchange
+        self._tally = tally
         self._delay = delay
         self._die = die
 
@@ -242,6 +264,7 @@ class _Answering:
                 await asyncio.sleep(script.itl)
             if await self._fails_at(index):
                 return
+            self._tally.tokens += 1
             await self._write(self._event(index))
         if await self._fails_at(self._num_tokens):
             return
@@ -309,16 +332,25 @@ class _Answering:
 class _Text:
     """The answer to one prompt, and its JSON."""
 
-    def __init__(self, model: str, prompt: bytes, *, is_chat: bool) -> None:
-        self._seed = hashlib.sha256(prompt).digest()
-        self._prompt_tokens = len(prompt.split())
+    def __init__(
+        self, model: str, beginning: Beginning, *, is_chat: bool, tells_ids: bool = False
+    ) -> None:
+        self._seed, self._prompt_tokens, self._num_before = beginning
+        self._prompt_ids = prompt_ids(beginning) if tells_ids else None
+        if self._prompt_ids is not None:
+            self._prompt_tokens = len(self._prompt_ids)
         self._is_chat = is_chat
         kind = "chatcmpl" if is_chat else "cmpl"
-        self._head = {"id": f"{kind}-{self._seed.hex()[:24]}", "created": CREATED, "model": model}
+        part = f"-{self._num_before}" if self._num_before else ""  # of an answer begun elsewhere
+        self._head = {
+            "id": f"{kind}-{self._seed.hex()[:24]}{part}",
+            "created": CREATED,
+            "model": model,
+        }
 
     def word(self, index: int) -> str:
-        """Token ``index`` of the answer."""
-        return word_of(self._seed, index)
+        """Token ``index`` of the answer from its beginning here."""
+        return word_of(self._seed, self._num_before + index)
 
     def event(self, index: int, finish: str | None) -> bytes:
         """One event of a stream; the one with ``finish`` has no text."""
@@ -328,6 +360,9 @@ class _Text:
             choice["delta"] = {"content": text} if text else {}
         else:
             choice["text"] = text
+        if self._prompt_ids is not None:
+            choice["token_ids"] = [output_id(self._num_before + index)] if text else []
+            choice["prompt_token_ids"] = None if index else self._prompt_ids
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return _event({**self._head, "object": kind, "choices": [choice]})
 

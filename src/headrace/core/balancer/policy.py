@@ -21,6 +21,8 @@ class ReplicaFacts:
     num_blocks: int = 0
     max_num_seqs: int = 0
     max_num_batched_tokens: Tokens = 0
+    weight: float = 1.0  # capacity beside the others': one of 2 gets twice the load
+    canary: float = 0.0  # share of all requests that it is tried with; 0: it is no canary
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class ReplicaView:
     prefill_tokens: Tokens = 0
     decoding: int = 0
     context_tokens: Tokens = 0
+    past_us: int = 0  # requests there that this router knows only from what its metrics say
     report: ReportLoad | None = None
     costs: StepCosts = PRIOR  # as its reports show
 

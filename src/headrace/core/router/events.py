@@ -128,6 +128,14 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSeen:
+    """A replica's metrics show so many requests that did not come by this router."""
+
+    replica: ReplicaId
+    past_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReported:
     """What a replica says of itself."""
 
@@ -177,6 +185,7 @@ RouterEvent: TypeAlias = (
     | Outputs
     | AttemptFailed
     | LoadReported
+    | LoadSeen
     | KvReported
     | KvListed
     | Drain

@@ -24,6 +24,7 @@ from headrace.core.router.events import (
     KvListed,
     KvReported,
     LoadReported,
+    LoadSeen,
     Outputs,
     ReplicaBeat,
     ReplicaLost,
@@ -113,7 +114,7 @@ class Router:
         match event:
             case Outputs():
                 self._take_outputs(event, now, effects)
-            case LoadReported() | ReplicaBeat() | KvReported() | KvListed():
+            case LoadReported() | LoadSeen() | ReplicaBeat() | KvReported() | KvListed():
                 self._oversight.take(event, now, effects)
             case RequestArrived():
                 self._admit(event, now, effects)

@@ -13,6 +13,7 @@ from headrace.core.router.events import (
     KvListed,
     KvReported,
     LoadReported,
+    LoadSeen,
     ReplicaBeat,
     ReplicaEmptied,
     ReplicaJudged,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from headrace.core.router.streams import Streams
     from headrace.types import ReplicaId, Seconds
 
-    Report: TypeAlias = LoadReported | ReplicaBeat | KvReported | KvListed
+    Report: TypeAlias = LoadReported | LoadSeen | ReplicaBeat | KvReported | KvListed
     Change: TypeAlias = ReplicaReady | ReplicaLost | DrainReplica | ResumeReplica
 
 
@@ -57,6 +58,8 @@ class Oversight:
                 progress = self._fleet.note_load(event, now)
                 judgement = self._health.heard(replica, now, report=True, progress=progress)
                 self.judge(judgement, now, effects)
+            case LoadSeen():
+                self._fleet.members[replica].view.past_us = event.past_us
             case KvReported():
                 self._health.heard(replica, now)
                 prefixes.change(event)

@@ -122,7 +122,11 @@ class Streams:
         return effects
 
     def retry(self, attempt: Attempt, event: AttemptFailed, now: Seconds) -> list[RouterEffect]:
-        """Try again elsewhere what its replica could not do, or fail with what it said."""
+        """Try again elsewhere what its replica could not do, or fail with what it said.
+
+        What was answered is bounded by its losses, as if its replica had died; the rest is paid
+        from the budget.
+        """
         tracked, limits = attempt.tracked, self._limits
         tracked.num_retries += 1
         tracked.num_losses += tracked.answered
@@ -132,7 +136,7 @@ class Streams:
             and tracked.num_retries <= limits.max_retries
             and (not tracked.answered or tracked.num_losses <= limits.max_migrations)
             and (event.retry_after is None or self._has_another(tracked, event.replica, now))
-            and self._budget.spend()
+            and (tracked.answered or self._budget.spend())
         )
         if may_go_on:
             return self._give_up(attempt, event.reason, now, cancel=False, may_go_on=True)

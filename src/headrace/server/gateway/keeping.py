@@ -49,10 +49,11 @@ def keeping_of(
     if fields.prompt_cache_retention is not None:
         asked.append(_RETENTIONS[fields.prompt_cache_retention])
     retention = min(max(asked), longest) if asked else None
-    return Keeping(fields.prompt_cache_key or _session(headers), retention)
+    return Keeping(fields.prompt_cache_key or session_of(headers), retention)
 
 
-def _session(headers: Mapping[bytes, bytes]) -> str:
+def session_of(headers: Mapping[bytes, bytes]) -> str:
+    """Return the session that a header names, "" if none. Raises InvalidRequest."""
     value = headers.get(SESSION_FIELD, b"")
     if len(value) > MAX_SESSION_CHARS:
         raise InvalidRequest(

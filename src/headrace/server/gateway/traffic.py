@@ -230,4 +230,6 @@ def _facts(description: ReplicaDescription) -> ReplicaFacts:
         num_blocks=description.num_blocks,
         max_num_seqs=description.max_num_seqs,
         max_num_batched_tokens=description.max_num_batched_tokens,
+        weight=description.weight,
+        canary=description.canary,
     )

@@ -23,7 +23,7 @@ from headrace.server.gateway.routes import Keys
 from headrace.testing.openai_replica import OpenAIReplica, Script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
@@ -77,7 +77,10 @@ class Answer:
     @property
     def text(self) -> str:
         choices = [event["choices"][0] for event in self.events if event.get("choices")]
-        return "".join(each.get("delta", each).get("content", "") for each in choices)
+        return "".join(
+            each["delta"].get("content", "") if "delta" in each else each["text"]
+            for each in choices
+        )
 
     @property
     def finishes(self) -> list[str]:
@@ -194,13 +197,18 @@ async def serving(
     config: GatewayConfig | None = None,
     foreign: ForeignConfig = QUICK,
     urls: Iterable[str] = (),
+    options: Sequence[str] = (),
     key: str = "",
     ready: int | None = None,
 ) -> AsyncIterator[Rig]:
     """Run a replica for each script and a gateway before them; at the end nothing may be left."""
     replicas = [await start_replica(script) for script in scripts]
     clock, registry = SteppedClock(), Registry(table.GATEWAY_TABLE)
-    named = [f"http://127.0.0.1:{each.port}" for each in replicas] + list(urls)
+    each_option = [*options, *("" for _ in replicas)]  # what follows their URLs
+    named = [
+        f"http://127.0.0.1:{each.port}{option}"
+        for each, option in zip(replicas, each_option, strict=False)
+    ] + list(urls)
     gateway = build_foreign_gateway(
         config or GatewayConfig(policy="round_robin"),
         foreign,

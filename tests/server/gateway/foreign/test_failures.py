@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from foreign_serving import CHAT, chat, read_answer, serving, start_replica
+from foreign_serving import CHAT, QUICK, chat, read_answer, serving, start_replica
+from msgspec.structs import replace as replace_
 
 from headrace.core.health import ReplicaState
 from headrace.monitoring import table
@@ -232,7 +233,8 @@ async def test_streams_of_a_replica_that_is_killed_are_told_and_others_go_on() -
 
 @async_test
 async def test_other_models_behind_the_same_url_make_it_another_replica() -> None:
-    async with serving(WELL) as rig:
+    """Where the operator says that models may change; test_quarantine.py has the usual case."""
+    async with serving(WELL, foreign=replace_(QUICK, follow_models=True)) as rig:
         await rig.chat()
         rig.replicas[0].fake.script = Script(model="new")
         await rig.until(lambda: "new" in rig.gateway.pools.cards)

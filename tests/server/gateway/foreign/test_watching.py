@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from foreign_serving import QUICK, SteppedClock
 
@@ -18,7 +19,7 @@ from headrace.testing.async_test import async_test
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    import msgspec
+    from headrace.server.gateway.foreign.cards import ModelCard
 
 GOOD = b'{"object":"list","data":[{"id":"a","max_model_len":5},{"id":"b"}]}'
 
@@ -28,12 +29,20 @@ class Told:
     """Implements Pools: keeps what it is told."""
 
     log: list[str] = field(default_factory=list)
+    ours: int = 0
+    others: list[int] = field(default_factory=list)
 
-    def ready(self, upstream: Upstream, cards: Mapping[str, msgspec.Raw]) -> None:
+    def ready(self, upstream: Upstream, cards: Mapping[str, ModelCard]) -> None:
         self.log.append("ready " + ",".join(cards))
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         self.log.append(f"lost {reason}")
+
+    def requests_at(self, upstream: Upstream) -> int:
+        return self.ours
+
+    def loaded(self, upstream: Upstream, num_others: int) -> None:
+        self.others.append(num_others)
 
 
 @dataclass
@@ -47,10 +56,11 @@ class Rig:
 
 
 @asynccontextmanager
-async def watching(api_key: str = "") -> AsyncIterator[Rig]:
+async def watching(api_key: str = "", options: str = "", **settings: object) -> AsyncIterator[Rig]:
     answers: dict[str, tuple[int, bytes] | None] = {
         "/health": (404, b"{}"),
         "/v1/models": (200, GOOD),
+        "/metrics": (404, b""),
     }
     asked: list[str] = []
 
@@ -73,8 +83,8 @@ async def watching(api_key: str = "") -> AsyncIterator[Rig]:
     server = await asyncio.start_server(serve_quietly, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     clock = SteppedClock()
-    config = QUICK.__class__(poll_timeout=0.05, sweep_period=0.01)
-    upstream = Upstream(parse_replica(f"http://127.0.0.1:{port}"), config, clock)
+    config = msgspec.structs.replace(QUICK, poll_timeout=0.05, poll_period=2.0, **settings)
+    upstream = Upstream(parse_replica(f"http://127.0.0.1:{port}{options}"), config, clock)
     told = Told()
     watch = ReplicaWatch(upstream, told, api_key=api_key, clock=clock)
     try:
@@ -97,8 +107,8 @@ async def test_models_are_told_once_while_they_stay_the_same() -> None:
 
 
 @async_test
-async def test_other_models_are_told_anew() -> None:
-    async with watching() as rig:
+async def test_other_models_are_told_anew_where_they_may_change() -> None:
+    async with watching(follow_models=True) as rig:
         await rig.watch.look()
         rig.answers["/v1/models"] = (200, b'{"data":[{"id":"c"}]}')
         await rig.watch.look()

@@ -6,7 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from headrace.clock import wall_time
+from headrace.core.balancer.canaries import Canaries
 from headrace.core.balancer.registry import build_policy
+from headrace.core.balancer.weighted import Weighted
 from headrace.core.router.limits import RouterLimits
 from headrace.core.router.machine import Router
 from headrace.monitoring.engine_figures import EngineFigures
@@ -14,6 +16,8 @@ from headrace.monitoring.journal import Journal
 from headrace.monitoring.records import Records
 from headrace.server.gateway.book import Book
 from headrace.server.gateway.decisions import Decisions
+from headrace.server.gateway.foreign.address import parse_aliases
+from headrace.server.gateway.foreign.config import Migration
 from headrace.server.gateway.foreign.endpoints import (
     MODELS_PATH,
     PASSED_PATHS,
@@ -113,7 +117,8 @@ def build_foreign_gateway(
             ended.set_exception(error)
 
     pools = ModelPools(
-        lambda _model: _build_pool(config, journal, outside, fail),
+        lambda _model: _build_pool(config, foreign, journal, outside, fail),
+        aliases=parse_aliases(foreign.aliases),
         cache_secret=outside.cache_secret or _draw_secret(outside),
         api_key=foreign.api_key,
     )
@@ -149,9 +154,13 @@ def build_foreign_gateway(
 
 
 def _build_pool(
-    config: GatewayConfig, journal: Journal, outside: Outside, fail: Callable[[Exception], None]
+    config: GatewayConfig,
+    foreign: ForeignConfig,
+    journal: Journal,
+    outside: Outside,
+    fail: Callable[[Exception], None],
 ) -> tuple[Router, Traffic]:
-    router = _build_router(config)
+    router = _build_router(config, foreign)
     traffic = Traffic(
         router,
         replicas=ForeignReplicas(),
@@ -188,7 +197,7 @@ def build_foreign_routes(
     )
 
 
-def _build_router(config: GatewayConfig) -> Router:
+def _build_router(config: GatewayConfig, foreign: ForeignConfig) -> Router:
     limits = RouterLimits(
         max_waiting=config.max_waiting,
         max_wait=config.max_wait,
@@ -198,6 +207,6 @@ def _build_router(config: GatewayConfig) -> Router:
         retry_share=config.retry_share,
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
-        continues=False,
+        continues=foreign.migration is not Migration.OFF,
     )
-    return Router(limits, build_policy(config.policy))
+    return Router(limits, Canaries(Weighted(build_policy(config.policy))))

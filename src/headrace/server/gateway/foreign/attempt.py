@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.server.gateway.foreign.answers import Billing
     from headrace.server.gateway.foreign.config import ForeignConfig
+    from headrace.server.gateway.foreign.continuing import Teller
     from headrace.server.gateway.foreign.passage import Passage
     from headrace.server.gateway.foreign.reading import ResponseHead
     from headrace.server.gateway.foreign.upstream import Call
@@ -31,6 +32,7 @@ _EVENTS = b"text/event-stream"
 _REPLICA_FAULTS = frozenset((408, 500, 502, 503, 504))
 _DEFAULT_BUSY_SECONDS = 1.0
 _MAX_BUSY_SECONDS = 60.0
+_MAX_SAID_BYTES = 200  # quoted of a refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +47,24 @@ class Reports:
 
 
 class UpstreamAttempt:
-    """Implements Receiver: one stay of a passage at one replica."""
+    """Implements Receiver: one stay of a passage at one replica.
 
-    def __init__(self, attempt_id: RequestId, passage: Passage, reports: Reports) -> None:
+    ``teller`` says how the events of a stream are told to the client.
+    """
+
+    def __init__(
+        self,
+        attempt_id: RequestId,
+        passage: Passage,
+        reports: Reports,
+        *,
+        teller: Teller,
+    ) -> None:
         self.id = attempt_id
         self.call: Call | None = None
         self.is_over = False
+        self._teller = teller
+        self._is_answered = False  # the Router knows that its first byte came
         self._passage = passage
         self._reports = reports
         self._head: ResponseHead | None = None
@@ -106,15 +120,19 @@ class UpstreamAttempt:
         events = judge.take(data)
         if not events:
             return
+        events = self._teller.take(events)
         content_type = head.headers[b"content-type"]
         number, now = judge.num_events - before, self._reports.clock.now()
         if judge.is_done:
-            self._succeed(judge.billing)
-            passage.complete(events, content_type, number, now, judge.billing)
+            billing = self._teller.billing(judge.billing)
+            self._succeed(billing)
+            passage.complete(events, content_type, number, now, billing)
             return
-        if not passage.begun:
+        if not self._is_answered:
+            self._is_answered = True
             self._reports.events.outputs(self._reports.replica, (Output(self.id, (), None, None),))
-        passage.send(events, content_type, number, now)
+        if events:
+            passage.send(events, content_type, number, now)
 
     def _end_whole(self, body: bytes) -> None:
         head = self._head
@@ -125,6 +143,10 @@ class UpstreamAttempt:
         elif status in _REPLICA_FAULTS or not 200 <= status < 500 or 300 <= status < 400:
             reason = f"replica {self._reports.replica} answered with status {status}"
             self._fail(reason, to_blame=True)
+        elif self._passage.begun:
+            said = body[:_MAX_SAID_BYTES].decode(errors="replace")
+            reason = f"replica {self._reports.replica} would not go on (status {status}): {said}"
+            self._fail(reason, to_blame=False, is_final=True)
         else:
             billing = judge_whole(body) if status == 200 else None
             self._succeed(billing)
@@ -156,8 +178,11 @@ class UpstreamAttempt:
             )
         )
 
-    def _fail(self, reason: str, *, to_blame: bool) -> None:
+    def _fail(self, reason: str, *, to_blame: bool, is_final: bool = False) -> None:
         self._close()
+        why_not = self._passage.kept.why_not if self._passage.begun else ""
+        if why_not:
+            reason += f"; the stream cannot go on elsewhere: {why_not}"
         log_event(_LOG, logging.WARNING, "attempt failed", request=self.id, reason=reason)
         self._reports.events.failed(
             AttemptFailed(
@@ -165,7 +190,7 @@ class UpstreamAttempt:
                 request_id=self.id,
                 code=ReplicaLost.code,
                 reason=reason,
-                retryable=not self._passage.begun,
+                retryable=not is_final and not why_not,
                 to_blame=to_blame,
             )
         )

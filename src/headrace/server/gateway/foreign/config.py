@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
+
+from headrace.server.gateway.foreign.servers import Server
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Bytes = Annotated[int, Meta(ge=1024, le=1 << 30)]
 _Number = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
+_Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class Migration(StrEnum):
+    """Whether a stream that breaks off goes on at another replica."""
+
+    EXACT = "exact"  # from token ids, where the servers tell and take them
+    BEST_EFFORT = "best_effort"  # from its text
+    OFF = "off"  # its client is told
+
+
 class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How foreign replicas are talked to, and how long they may be silent."""
 
+    replicas: Annotated[
+        tuple[_Text, ...],
+        Meta(max_length=1024, description="servers: URL[,model=,alias=,weight=,canary=,server=]"),
+    ] = ()
+    aliases: Annotated[
+        tuple[_Text, ...], Meta(max_length=1024, description="further names of models: NAME=MODEL")
+    ] = ()
     api_key: Annotated[
         str, Meta(max_length=4096, description="key sent to the replicas; empty: none")
     ] = ""
+    migration: Annotated[
+        Migration,
+        Meta(description="streams that break off: best_effort (from text), exact (token ids), off"),
+    ] = Migration.BEST_EFFORT
+    max_resume_bytes: Annotated[
+        _Bytes, Meta(description="text of a stream kept so that it can go on elsewhere")
+    ] = 256 * 1024
+    follow_models: Annotated[
+        bool, Meta(description="use a replica that serves another model than before; no: leave it")
+    ] = False
+    metrics: Annotated[
+        bool, Meta(description="read the replicas' metrics: load that others bring, progress")
+    ] = True
+    stuck_after: Annotated[
+        _Seconds, Meta(description="work without progress in its metrics: a replica is left")
+    ] = 60.0
     connect_timeout: Annotated[_Seconds, Meta(description="for a connection to a replica")] = 1.0
     first_event_timeout: Annotated[
         _Seconds, Meta(description="from a streamed request to its first event, for short prompts")
@@ -46,13 +83,23 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One foreign replica. ``prefix`` is what its paths begin with, often empty."""
+    """One foreign replica. ``prefix`` is what its paths begin with, often empty.
+
+    ``model`` is the only one of its models that is used ("": all), ``alias`` what it is called
+    here, ``weight`` its capacity beside the others', ``canary`` the share of its model's requests
+    that it is tried with (0: it is no canary), ``server`` what it is (None: what it says).
+    """
 
     name: str
     host: str
     port: int
     prefix: str = ""
     tls: bool = False
+    model: str = ""
+    alias: str = ""
+    weight: float = 1.0
+    canary: float = 0.0
+    server: Server | None = None
 
     @property
     def url(self) -> str:

@@ -13,6 +13,7 @@ from headrace.server.gateway.api.requests import UrgencyFields
 from headrace.server.gateway.foreign.passage import Passage, PassedRequest
 from headrace.server.gateway.foreign.scanning import name_chunks, scan
 from headrace.server.gateway.http.messages import Response
+from headrace.server.gateway.keeping import SESSION_FIELD, session_of
 from headrace.server.gateway.urgency import urgency_of
 from headrace.types import Request, RequestId
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 PASSED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 MODELS_PATH = "/v1/models/"
 
-_PASSED_FIELDS = (b"accept", b"content-type")
+_PASSED_FIELDS = (b"accept", b"content-type", SESSION_FIELD)
 """Of a client's header fields those that replicas see, beside ``x-request-id``."""
 
 _IN_THE_BODY = UrgencyFields()
@@ -61,6 +62,7 @@ class PassThrough:
         passed = PassedRequest(
             path=request.head.path,
             body=request.body,
+            model=found.model,
             headers=_passed_fields(request, exchange.context, urgency),
             stream=found.stream is True,
             prompt_bytes=len(text),
@@ -72,10 +74,12 @@ class PassThrough:
             begun_at=begun_at,
             prompt_tokens=passed.prompt_tokens,
         )
-        self._begin(pool, passed, exchange, record, self._request(pool, found, text, record))
+        session = found.prompt_cache_key or session_of(request.head.headers)
+        asked = self._request(pool, found, record, session)
+        self._begin(pool, passed, exchange, record, asked)
 
     def _request(
-        self, pool: ModelPool, found: RequestScan, text: bytes, record: RequestRecord
+        self, pool: ModelPool, found: RequestScan, record: RequestRecord, session: str
     ) -> Request:
         limit = record.targets.deadline or self.request_timeout
         root = self.pools.root(pool, record.tenant, found.cache_salt)
@@ -83,11 +87,12 @@ class PassThrough:
             id=RequestId(record.id),
             prompt=(),
             max_tokens=found.output_limit or _USUAL_OUTPUT,
-            chain=name_chunks(root, text),
+            chain=name_chunks(root, found.text),
             chain_root=root,
             deadline=record.arrived_at + min(limit, self.request_timeout),
             tenant=record.tenant,
             priority=record.priority,
+            session=session,
         )
 
     def _begin(
@@ -123,7 +128,7 @@ class ForeignModels:
 
     def models(self, _request: HttpRequest, exchange: Exchange) -> None:
         """GET /v1/models: each model as the first replica that has it describes it."""
-        cards = list(self.pools.cards.values())
+        cards = [msgspec.Raw(card) for card in self.pools.cards.values()]
         exchange.reply(Response(200, msgspec.json.encode({"object": "list", "data": cards})))
 
     def one_model(self, request: HttpRequest, exchange: Exchange) -> None:
@@ -133,7 +138,7 @@ class ForeignModels:
         if card is None:
             self.pools.resolve(name)  # raises where nobody knows it
             raise ModelNotFound(f"no replica serves {name[:100]!r} now", param="model")
-        exchange.reply(Response(200, bytes(card)))
+        exchange.reply(Response(200, card))
 
 
 def _passed_fields(request: HttpRequest, context: ResponseContext, urgency: Urgency) -> bytes:

@@ -1,60 +1,44 @@
 """Whether a foreign replica answers, and which models it serves: looked at again and again.
 
-GET /v1/models says what is served; GET /health, where there is one, that it works. A refused
-connection is the end of it at once; silence is so only after some looks in a row, and only while
-none of its streams brings anything either: a busy server may be slow to say how it is.
+GET /v1/models says what is served; GET /health, where there is one, that it works; GET /metrics,
+where there is one, what it has to do and whether it does it. A refused connection is the end of it
+at once; silence is so only after some looks in a row, and only while none of its streams brings
+anything either: a busy server may be slow to say how it is. One that serves another model than
+before is quarantined: its URL may have been given to somebody else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-from msgspec import Struct
-
-from headrace.errors import ProtocolError
 from headrace.monitoring.logging import event as log_event
-from headrace.server.gateway.foreign.upstream import Call
+from headrace.server.gateway.foreign.cards import difference
+from headrace.server.gateway.foreign.metrics import ProgressWatch
+from headrace.server.gateway.foreign.probe import Probe, Unwell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from headrace.clock import Clock
-    from headrace.server.gateway.foreign.reading import ResponseHead
+    from headrace.server.gateway.foreign.cards import ModelCard
+    from headrace.server.gateway.foreign.metrics import ServerLoad
     from headrace.server.gateway.foreign.upstream import Upstream
     from headrace.types import Seconds
 
 _LOG = logging.getLogger(__name__)
-_MAX_BODY_BYTES = 4 * 1024 * 1024
-_ABSENT = frozenset((404, 405, 501))
 
 
-class _Card(Struct):
-    id: str
-
-
-class _ModelList(Struct):
-    data: list[msgspec.Raw]
-
-
-_decode_list = msgspec.json.Decoder(_ModelList).decode
-_decode_card = msgspec.json.Decoder(_Card).decode
-
-
-class Unwell(Exception):
-    """A look at a replica found it not ready. ``silent``: it gave no answer in time."""
-
-    def __init__(self, reason: str, *, silent: bool = False) -> None:
-        super().__init__(reason)
-        self.silent = silent
+class Quarantined(Unwell):
+    """It is not what it was."""
 
 
 class Pools(Protocol):
     """Who is told."""
 
-    def ready(self, upstream: Upstream, cards: Mapping[str, msgspec.Raw]) -> None:
+    def ready(self, upstream: Upstream, cards: Mapping[str, ModelCard]) -> None:
         """It answers, and serves these models."""
         ...
 
@@ -62,26 +46,49 @@ class Pools(Protocol):
         """It does not answer any more."""
         ...
 
+    def requests_at(self, upstream: Upstream) -> int:
+        """Our requests there."""
+        ...
+
+    def loaded(self, upstream: Upstream, num_others: int) -> None:
+        """It has so many requests that did not come from here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a replica stands. ``reason`` says why it is not ready, empty while it is."""
+
+    since: Seconds
+    reason: str = ""
+    is_quarantined: bool = False
+
 
 class ReplicaWatch:
-    """Looks at one replica. ``reason`` says why it is not ready, empty while it is."""
+    """Looks at one replica. ``load`` is what its metrics said last, None if it tells nothing."""
 
     def __init__(self, upstream: Upstream, pools: Pools, *, api_key: str, clock: Clock) -> None:
         self.upstream = upstream
-        self.reason = "not asked yet"
-        self.since = clock.now()  # in this state
+        self.standing = Standing(since=clock.now(), reason="not asked yet")
+        self.load: ServerLoad | None = None
+        self._probe = Probe(upstream, api_key=api_key)
         self._pools = pools
-        self._api_key = api_key
         self._clock = clock
         self._models: tuple[str, ...] | None = None  # None while it is not ready
+        self._known: dict[str, ModelCard] = {}  # what it served when it was first seen, and since
+        self._progress = ProgressWatch()
         self._num_failures = 0
-        self._has_health = True
         upstream.on_refused = self._found_refused
 
     @property
     def name(self) -> str:
         """The replica's."""
         return self.upstream.replica.name
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, empty while it is."""
+        return self.standing.reason
 
     async def run(self) -> None:
         """Look every ``poll_period``, until cancelled."""
@@ -95,14 +102,42 @@ class ReplicaWatch:
     async def look(self) -> None:
         """Look once, and tell the pools what has changed."""
         begun = self._clock.now()
+        num_ours = self._pools.requests_at(self.upstream)
         try:
-            cards = await self._ask()
+            cards = await self._probe.models()
+            self._identify(cards)
+            self.load = await self._probe.load()
+            self._check_progress()
         except Unwell as error:
             self._found_unwell(error, begun)
         else:
             self._found_well(cards)
+        if self.load is not None and self._models is not None:
+            ours = max(num_ours, self._pools.requests_at(self.upstream))
+            self._pools.loaded(self.upstream, max(0, self.load.requests - ours))
 
-    def _found_well(self, cards: Mapping[str, msgspec.Raw]) -> None:
+    def _identify(self, cards: Mapping[str, ModelCard]) -> None:
+        """See that it is still the replica that it was."""
+        changed = difference(self._known, cards) if self._known else ""
+        if changed and not self.upstream.config.follow_models:
+            raise Quarantined(
+                f"quarantined: {changed}; if that is meant, restart the gateway "
+                "or set foreign.follow_models",
+                sure=True,
+            )
+        self._known = dict(cards) if changed else {**cards, **self._known}
+
+    def _check_progress(self) -> None:
+        load = self.load
+        if load is None:
+            return
+        limit = self.upstream.config.stuck_after
+        if self._progress.stuck_for(load, self._clock.now()) >= limit:
+            raise Unwell(
+                f"hung: requests run there and nothing was computed for {limit:g} s", sure=True
+            )
+
+    def _found_well(self, cards: Mapping[str, ModelCard]) -> None:
         self._num_failures = 0
         models = tuple(sorted(cards))
         if models == self._models:
@@ -119,7 +154,8 @@ class ReplicaWatch:
             )
         else:
             log_event(_LOG, logging.INFO, "replica is ready", replica=name)
-        self._enter(models, "")
+        self._models = models
+        self.standing = Standing(since=self._clock.now())
         self._pools.ready(self.upstream, cards)
 
     def _found_unwell(self, error: Unwell, begun: Seconds) -> None:
@@ -134,92 +170,28 @@ class ReplicaWatch:
                     replica=self.upstream.replica.url,
                     reason=reason,
                 )
-                self._enter(None, reason)
+                self._fall(reason, is_quarantined=isinstance(error, Quarantined))
             return
         heard = error.silent and self.upstream.last_heard > begun
         is_patient = heard or self._num_failures < self.upstream.config.poll_failures
-        if not is_patient:
-            self._lose(reason)
+        if error.sure or not is_patient:
+            self._lose(reason, is_quarantined=isinstance(error, Quarantined))
 
     def _found_refused(self, reason: str) -> None:
         """Some call found nobody there: that is sooner known than by looking."""
         if self._models is not None:
             self._lose(reason)
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, is_quarantined: bool = False) -> None:
         url = self.upstream.replica.url
-        log_event(_LOG, logging.INFO, "replica does not answer", replica=url, reason=reason)
-        self._enter(None, reason)
+        log_event(_LOG, logging.WARNING, "replica is not used any more", replica=url, reason=reason)
+        self._fall(reason, is_quarantined=is_quarantined)
         self._pools.lost(self.upstream, reason)
 
-    def _enter(self, models: tuple[str, ...] | None, reason: str) -> None:
-        self._models = models
-        self.reason = reason
-        self.since = self._clock.now()
-
-    async def _ask(self) -> Mapping[str, msgspec.Raw]:
-        if self._has_health:
-            status, _ = await self._get("/health")
-            self._has_health = status not in _ABSENT
-            if self._has_health and status != 200:
-                raise Unwell(f"/health answers with status {status}")
-        status, body = await self._get("/v1/models")
-        if status != 200:
-            raise Unwell(f"/v1/models answers with status {status}")
-        return _read_models(body)
-
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        upstream, limit = self.upstream, self.upstream.config.poll_timeout
-        fetch = _Fetch()
-        key = f"authorization: Bearer {self._api_key}\r\n" if self._api_key else ""
-        replica = upstream.replica
-        head = f"GET {replica.prefix}{path} HTTP/1.1\r\nhost: {replica.authority}\r\n{key}\r\n"
-        call = Call((head.encode(), b""), fetch, first_byte_limit=None)
-        upstream.send(call)
-        try:
-            async with asyncio.timeout(limit):
-                return await fetch.answer
-        except TimeoutError:
-            raise Unwell(f"{path} does not answer within {limit:g} s", silent=True) from None
-        finally:
-            call.cancel()
-
-
-class _Fetch:
-    """Implements Receiver: a small answer as a future."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self._status = 0
-        self._body = bytearray()
-
-    def head(self, head: ResponseHead) -> None:
-        """See Receiver."""
-        self._status = head.status
-
-    def body(self, data: bytes) -> None:
-        """See Receiver."""
-        self._body += data
-        if len(self._body) > _MAX_BODY_BYTES:
-            raise ProtocolError(f"an answer of over {_MAX_BODY_BYTES} bytes")
-
-    def end(self) -> None:
-        """See Receiver."""
-        if not self.answer.done():
-            self.answer.set_result((self._status, bytes(self._body)))
-
-    def failed(self, reason: str, *, refused: bool = False) -> None:
-        """See Receiver."""
-        if not self.answer.done():
-            self.answer.set_exception(Unwell(reason))
-
-
-def _read_models(body: bytes) -> dict[str, msgspec.Raw]:
-    try:
-        cards = {_decode_card(card).id: card.copy() for card in _decode_list(body).data}
-    except (msgspec.MsgspecError, RecursionError) as error:
-        reason = f"/v1/models is not a list of models: {str(error)[:200]}"
-        raise Unwell(reason) from None
-    if not cards:
-        raise Unwell("/v1/models names no model")
-    return cards
+    def _fall(self, reason: str, *, is_quarantined: bool) -> None:
+        self._models = None
+        self.load = None
+        self._probe.renew()
+        self.standing = Standing(
+            since=self._clock.now(), reason=reason, is_quarantined=is_quarantined
+        )

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from headrace.core.router.events import AttemptFailed
 from headrace.errors import ReplicaLost
 from headrace.server.gateway.foreign.attempt import Reports, UpstreamAttempt
+from headrace.server.gateway.foreign.config import Migration
+from headrace.server.gateway.foreign.continuing import (
+    CHAT_PATH,
+    COMPLETE_PATH,
+    Resumption,
+    Verbatim,
+)
+from headrace.server.gateway.foreign.editing import set_fields
+from headrace.server.gateway.foreign.resuming import CannotResume, KeptStream, NothingKept
 from headrace.server.gateway.foreign.upstream import Call
 from headrace.types import FinishReason, Output, RequestId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from headrace.server.gateway.foreign.cards import ModelCard
     from headrace.server.gateway.foreign.passage import Passage, PassedRequest
+    from headrace.server.gateway.foreign.resuming import Kept
     from headrace.server.gateway.foreign.upstream import Upstream
     from headrace.server.links import LinkEvents
     from headrace.types import ReplicaId, Request
@@ -23,19 +35,24 @@ ATTEMPT_MARK = "~"
 
 
 class ForeignLink:
-    """Implements ReplicaLink. ``passages`` are those of the pool, by the clients' request ids."""
+    """Implements ReplicaLink. ``passages`` are those of the pool, by the clients' request ids.
+
+    ``model`` is the pool's model as this replica calls and describes it.
+    """
 
     def __init__(
         self,
         replica: ReplicaId,
         upstream: Upstream,
         *,
+        model: ModelCard,
         passages: Mapping[RequestId, Passage],
         events: LinkEvents,
         api_key: str,
     ) -> None:
         self._replica = replica
         self._upstream = upstream
+        self._model = model
         self._passages = passages
         self._attempts: dict[RequestId, UpstreamAttempt] = {}
         self._reports = Reports(
@@ -62,17 +79,20 @@ class ForeignLink:
                 self._replica, (Output(request.id, (), FinishReason.ABORT, 0),)
             )
             return
-        if passage.begun:
-            self._refuse(request.id)
+        try:
+            asked = self._ask(passage)
+        except CannotResume as error:
+            self._refuse(request.id, str(error))
             return
-        attempt = UpstreamAttempt(request.id, passage, self._reports)
+        attempt = UpstreamAttempt(request.id, passage, self._reports, teller=asked.teller)
         passage.hold(attempt.cancel)
         passed = passage.request
         limit = None
         if passed.stream:
             config = self._upstream.config
             limit = config.first_event_timeout + config.first_event_per_token * passed.prompt_tokens
-        call = Call((self._head(passed), passed.body), attempt, first_byte_limit=limit)
+        head = self._head(asked.path, asked.body, passed.headers)
+        call = Call((head, asked.body), attempt, first_byte_limit=limit)
         attempt.call = call
         self._attempts[request.id] = attempt
         self._upstream.send(call)
@@ -86,19 +106,46 @@ class ForeignLink:
     def want_snapshot(self) -> None:
         """It cannot tell what it has cached."""
 
-    def _head(self, passed: PassedRequest) -> bytes:
-        path = (self._upstream.replica.prefix + passed.path).encode()
-        length = b"content-length: %d\r\n\r\n" % len(passed.body)
-        return b"POST " + path + b" HTTP/1.1\r\n" + self._fields + passed.headers + length
+    def _ask(self, passage: Passage) -> Resumption:
+        """Return what to send: what the client sent, or what goes on from there."""
+        passed, migration = passage.request, self._upstream.config.migration
+        if passage.begun:
+            return passage.resume(self._model, migration)
+        passage.kept = self._keep(passed)
+        body = passed.body
+        if passed.model not in (None, self._model.id):
+            body = set_fields(body, {"model": json.dumps(self._model.id).encode()})
+        if migration is Migration.EXACT and not passage.kept.why_not:
+            body = set_fields(body, {"return_token_ids": b"true"})
+        return Resumption(path=passed.path, body=body, teller=Verbatim())
 
-    def _refuse(self, attempt_id: RequestId) -> None:
-        """The Router moved it on before it knew that its answer had begun."""
+    def _keep(self, passed: PassedRequest) -> Kept:
+        """Return what keeps a stream from here, so that it may go on elsewhere."""
+        config, server = self._upstream.config, self._model.server
+        match config.migration:
+            case Migration.OFF:
+                return NothingKept("foreign.migration is off")
+            case Migration.EXACT:
+                able = server.tells_token_ids
+            case Migration.BEST_EFFORT:
+                able = passed.path != CHAT_PATH or server.continues_chats
+        if passed.stream and able and passed.path in (CHAT_PATH, COMPLETE_PATH):
+            return KeptStream(max_bytes=config.max_resume_bytes)
+        return NothingKept("its server cannot go on in the middle")
+
+    def _head(self, path: str, body: bytes | bytearray, headers: bytes) -> bytes:
+        line = b"POST " + (self._upstream.replica.prefix + path).encode() + b" HTTP/1.1\r\n"
+        return line + self._fields + headers + b"content-length: %d\r\n\r\n" % len(body)
+
+    def _refuse(self, attempt_id: RequestId, reason: str) -> None:
+        """It cannot go on here what has begun elsewhere."""
         self._reports.events.failed(
             AttemptFailed(
                 replica=self._replica,
                 request_id=attempt_id,
                 code=ReplicaLost.code,
-                reason="the replica was given up after its answer had begun",
+                reason=f"the stream broke off and cannot go on at {self._replica}: {reason}",
+                retryable=True,
             )
         )
 

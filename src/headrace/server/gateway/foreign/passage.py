@@ -2,8 +2,8 @@
 
 Nothing goes to the client before a replica has answered well: the first whole event of a stream,
 or the whole of another answer. Until then a failure is nobody's business but the Router's, which
-tries elsewhere. Afterwards the request belongs to that replica: if it breaks off, the client is
-told so in the stream, and never sees a finish that was none.
+tries elsewhere. Afterwards a stream goes on elsewhere if it can (continuing.py); if it cannot, the
+client is told so in the stream, and never sees a finish that was none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.errors import ReplicaLost
 from headrace.monitoring.records import RUNNING
+from headrace.server.gateway.foreign.continuing import check, resume
+from headrace.server.gateway.foreign.resuming import CannotResume, NothingKept
 from headrace.server.gateway.http.messages import EVENT_STREAM, Response, error_json
 from headrace.types import FinishReason, Output, RequestId, Usage
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from headrace.monitoring.records import RequestRecord
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.foreign.answers import Billing
+    from headrace.server.gateway.foreign.cards import ModelCard
+    from headrace.server.gateway.foreign.config import Migration
+    from headrace.server.gateway.foreign.continuing import Resumption
+    from headrace.server.gateway.foreign.resuming import Kept
     from headrace.server.gateway.generation import Release
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.types import Seconds, Tokens
@@ -37,6 +44,7 @@ class PassedRequest:
 
     path: str
     body: bytes | bytearray
+    model: str | None  # as the client calls it
     headers: bytes  # further header lines for the replica, each with its line end
     stream: bool
     prompt_bytes: int
@@ -63,6 +71,7 @@ class Passage:
         self.record = record
         self.begun = False  # the client has got some of an answer
         self.over = False
+        self.kept: Kept = NothingKept()  # what the client got of a stream
         self._give_up: Callable[[], None] | None = None  # of the current attempt
         self._exchange = exchange
         self._figures = figures
@@ -93,6 +102,18 @@ class Passage:
         if attempt is not None:
             attempt.given_up_at = now
             attempt.reason = reason
+        if self.begun and not self.over:
+            try:
+                self.kept.sent()
+                check(self.request.body)
+            except CannotResume as error:
+                message = f"{reason}; the stream cannot go on elsewhere: {error}"
+                self.fail(ReplicaLost(message), now)
+
+    def resume(self, model: ModelCard, migration: Migration) -> Resumption:
+        """Return how its stream goes on at a replica of ``model``. Raises CannotResume."""
+        request = self.request
+        return resume(request.path, request.body, self.kept.sent(), model, migration)
 
     def push(self, output: Output, now: Seconds) -> None:
         """The Router's echo of what was sent already."""
@@ -103,6 +124,7 @@ class Passage:
     def send(self, events: bytes, content_type: bytes, num_events: int, now: Seconds) -> None:
         """Send whole events of a stream; ``num_events`` of them count as a token each."""
         self._note(num_events, now)
+        self.kept.note(events)
         self._exchange.write(events, content_type)
 
     def complete(

@@ -1,22 +1,26 @@
 """Pools: for each model the replicas that serve it, with a Router of their own.
 
-A replica that serves two models is in two pools; what one Router learns of it the other has to
-learn itself. Pools come into being when a replica first names their model and stay: a model whose
-replicas are gone for the moment is known, and requests for it wait.
+A pool is called as its replicas call their model, or as ``alias=`` of a replica says, so that
+replicas with different names for one model can be together. A replica that serves two models is in
+two pools; what one Router learns of it the other has to learn itself. Pools come into being when a
+replica first names their model and stay: a model whose replicas are gone for the moment is known,
+and requests for it wait.
 """
 
 from __future__ import annotations
 
 import difflib
 import hmac
+import json
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.kvcache.chain import chain_root
-from headrace.core.router.events import Drain
+from headrace.core.router.events import Drain, LoadSeen
 from headrace.errors import InvalidRequest, ModelNotFound, NotReady
 from headrace.monitoring.logging import event as log_event
+from headrace.server.gateway.foreign.editing import set_fields
 from headrace.server.gateway.foreign.link import ForeignLink
 from headrace.server.gateway.foreign.scanning import CHUNK_BYTES, CHUNK_TOKENS, TokenEstimate
 from headrace.server.links import ReplicaDescription
@@ -25,9 +29,9 @@ from headrace.types import ReplicaId
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    import msgspec
-
     from headrace.core.router.machine import Router
+    from headrace.server.gateway.foreign.cards import ModelCard
+    from headrace.server.gateway.foreign.config import ForeignReplica
     from headrace.server.gateway.foreign.passage import Passage
     from headrace.server.gateway.foreign.upstream import Upstream
     from headrace.server.gateway.traffic import Traffic
@@ -97,21 +101,27 @@ class ModelPool:
 
 
 class ModelPools:
-    """All pools, and who is in which. ``build`` makes a Router and a Traffic for a model."""
+    """All pools, and who is in which. ``build`` makes a Router and a Traffic for a model.
+
+    ``aliases`` are further names of models, as operators give them.
+    """
 
     def __init__(
         self,
         build: Callable[[str], tuple[Router, Traffic]],
         *,
+        aliases: Mapping[str, str],
         cache_secret: bytes,
         api_key: str,
     ) -> None:
         self._build = build
+        self._aliases = aliases
         self._cache_secret = cache_secret
         self._api_key = api_key
         self._pools: dict[str, ModelPool] = {}
+        self._names: dict[str, str] = {}  # of pools, by what replicas call their models
         self._roots: dict[tuple[str, str], bytes] = {}  # by model and tenant, without salts
-        self._cards: dict[ReplicaId, Mapping[str, msgspec.Raw]] = {}  # by model
+        self._cards: dict[ReplicaId, Mapping[str, bytes]] = {}  # by pool
 
     @property
     def pools(self) -> tuple[ModelPool, ...]:
@@ -119,32 +129,41 @@ class ModelPools:
         return tuple(self._pools.values())
 
     @property
-    def cards(self) -> dict[str, msgspec.Raw]:
-        """What ready replicas say of each model, the first replica's word for each."""
-        merged: dict[str, msgspec.Raw] = {}
+    def cards(self) -> dict[str, bytes]:
+        """What ready replicas say of each model, the first replica's word; then the aliases."""
+        merged: dict[str, bytes] = {}
         for cards in self._cards.values():
             for model, card in cards.items():
                 merged.setdefault(model, card)
+        for alias, target in self._aliases.items():
+            described = merged.get(self._names.get(target, target))
+            if described is not None:
+                merged[alias] = _renamed(described, alias)
         return merged
 
-    def ready(self, upstream: Upstream, cards: Mapping[str, msgspec.Raw]) -> None:
+    def ready(self, upstream: Upstream, cards: Mapping[str, ModelCard]) -> None:
         """A replica answers and serves these models."""
         replica = _replica_id(upstream)
         self.lost(upstream, "it serves other models than before")
-        self._cards[replica] = cards
-        for model in cards:
+        shown = self._cards[replica] = {}
+        for card in cards.values():
+            model = upstream.replica.alias or card.id
             pool = self._pool(model)
             if pool is None:
                 log_event(_LOG, logging.WARNING, "over 1024 models; one is ignored", model=model)
                 continue
+            shown[model] = _renamed(bytes(card.raw), model) if model != card.id else bytes(card.raw)
+            if model != card.id:
+                self._names[card.id] = model
             link = ForeignLink(
                 replica,
                 upstream,
+                model=card,
                 passages=pool.passages,
                 events=pool.traffic,
                 api_key=self._api_key,
             )
-            pool.traffic.replica_ready(link, _describe(replica, model))
+            pool.traffic.replica_ready(link, _describe(upstream.replica, model))
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         """A replica does not answer any more, or serves something else."""
@@ -153,6 +172,17 @@ class ModelPools:
             pool = self._pools.get(model)
             if pool is not None:
                 pool.traffic.replica_lost(replica, reason)
+
+    def requests_at(self, upstream: Upstream) -> int:
+        """Our requests at a replica, of all pools."""
+        return sum(self._outstanding(upstream).values())
+
+    def loaded(self, upstream: Upstream, num_others: int) -> None:
+        """A replica has so many requests that did not come from here."""
+        counts = self._outstanding(upstream)
+        total = num_others + sum(counts.values())
+        for model, number in counts.items():
+            self._pools[model].traffic.feed(LoadSeen(_replica_id(upstream), total - number))
 
     async def drain(self, limit: Seconds) -> None:
         """Take nothing new; return when every request has ended, after ``limit`` at the latest."""
@@ -163,13 +193,17 @@ class ModelPools:
 
     def resolve(self, model: str | None) -> ModelPool:
         """Return the pool of a model. Raises ModelNotFound, InvalidRequest and NotReady."""
-        pool = self._pools.get(model or "")
+        name = self._aliases.get(model or "", model or "")
+        pool = self._pools.get(name) or self._pools.get(self._names.get(name, ""))
         if pool is not None:
             return pool
         if not self._pools:
             raise NotReady("no replica has answered yet; try again shortly")
+        if model and name != model:
+            message = f"{model[:100]!r} stands for {name[:100]!r}, which no replica serves"
+            raise ModelNotFound(message, param="model")
         if model:
-            raise ModelNotFound(_not_found(model, self._pools), param="model")
+            raise ModelNotFound(_not_found(model, (*self._pools, *self._aliases)), param="model")
         if len(self._pools) > 1:
             raise InvalidRequest(f"name a model: {_some(self._pools)}", param="model")
         return next(iter(self._pools.values()))
@@ -185,6 +219,16 @@ class ModelPools:
                 self._roots.clear()
             root = self._roots[place] = self._make_root(pool.model, tenant, None)
         return root
+
+    def _outstanding(self, upstream: Upstream) -> dict[str, int]:
+        """Our requests at a replica, by pool."""
+        replica = _replica_id(upstream)
+        return {
+            model: view.outstanding
+            for model in self._cards.get(replica, ())
+            for view in self._pools[model].router.replicas
+            if view.replica == replica
+        }
 
     def _make_root(self, model: str, tenant: str, cache_salt: str | None) -> bytes:
         salt = hmac.digest(self._cache_secret, tenant.encode(), "sha256")
@@ -204,9 +248,9 @@ def _replica_id(upstream: Upstream) -> ReplicaId:
     return ReplicaId(upstream.replica.name)
 
 
-def _describe(replica: ReplicaId, model: str) -> ReplicaDescription:
+def _describe(replica: ForeignReplica, model: str) -> ReplicaDescription:
     return ReplicaDescription(
-        replica=replica,
+        replica=ReplicaId(replica.name),
         model_identity=model,
         vocab_size=0,
         max_model_len=_UNKNOWN_LENGTH,
@@ -214,7 +258,13 @@ def _describe(replica: ReplicaId, model: str) -> ReplicaDescription:
         num_blocks=0,
         max_num_seqs=0,
         pid=0,
+        weight=replica.weight,
+        canary=replica.canary,
     )
+
+
+def _renamed(card: bytes, name: str) -> bytes:
+    return set_fields(card, {"id": json.dumps(name).encode()})
 
 
 def _not_found(model: str, known: Iterable[str]) -> str:

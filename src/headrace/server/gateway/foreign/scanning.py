@@ -41,6 +41,7 @@ class RequestScan(Struct, frozen=True):
     max_tokens: _Limit | None = None
     max_completion_tokens: _Limit | None = None
     cache_salt: str | None = None
+    prompt_cache_key: str | None = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()

@@ -107,21 +107,29 @@ class ForeignPool:
             for view in pool.router.replicas
             if view.replica == replica
         ]
-        state = ReplicaState.LOST if watch.reason else self._state(replica)
+        load = watch.load
+        own = sum(view.outstanding for view in views)
         return ReplicaRow(
             replica=replica,
-            state=state,
+            state=self._state(watch),
             reason=watch.reason,
             address=watch.upstream.replica.url,
-            seconds_in_state=now - watch.since,
-            outstanding=sum(view.outstanding for view in views),
+            seconds_in_state=now - watch.standing.since,
+            outstanding=own,
+            others=max((view.past_us for view in views), default=0),
+            running=load.running if load else 0,
+            waiting=load.waiting if load else 0,
+            kv_used=load.kv_used if load else 0.0,
             prefill_tokens=sum(view.prefill_tokens for view in views),
             index=figures.knowledge if figures else "",
             index_accuracy=figures.accuracy if figures else None,
         )
 
-    def _state(self, replica: ReplicaId) -> ReplicaState:
+    def _state(self, watch: ReplicaWatch) -> str:
         """The first of its pools' opinions that is not good; what it is not in counts nothing."""
+        if watch.reason:
+            return "quarantined" if watch.standing.is_quarantined else ReplicaState.LOST
+        replica = ReplicaId(watch.name)
         states = [pool.router.state(replica) for pool in self.pools.pools]
         troubled = (each for each in states if each not in (ReplicaState.READY, ReplicaState.LOST))
         return next(troubled, ReplicaState.READY)

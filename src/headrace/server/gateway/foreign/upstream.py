@@ -115,6 +115,7 @@ class Upstream:
         self._kept: list[_Connection] = []  # the last one used is used next
         self._busy: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._broken: list[tuple[Call, str]] = []  # whose end waits for what ``_ask_after`` finds
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, call: Call) -> None:
@@ -133,6 +134,17 @@ class Upstream:
         task = asyncio.get_running_loop().create_task(self._connect(call))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
+
+    def broke(self, call: Call, reason: str) -> None:
+        """A call's connection was closed: whether anybody listens there is found out first.
+
+        If nobody does, all that was sent there is known to be lost before the call fails.
+        """
+        self._broken.append((call, reason))
+        if len(self._broken) == 1:
+            task = asyncio.get_running_loop().create_task(self._ask_after())
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
     def keep(self, connection: _Connection) -> None:
         """A connection is free again."""
@@ -178,6 +190,21 @@ class Upstream:
                 self._busy.add(connection)
             else:
                 call.fail("it closed the connection at once")
+
+    async def _ask_after(self) -> None:
+        replica, limit = self.replica, self.config.connect_timeout
+        try:
+            async with asyncio.timeout(limit):
+                _, writer = await asyncio.open_connection(replica.host, replica.port)
+            writer.close()
+        except TimeoutError:
+            pass  # it is not known
+        except OSError as error:
+            if error.errno not in _OWN_LIMITS:
+                self.on_refused(f"it closed a connection and takes no other: {error.strerror}")
+        broken, self._broken = self._broken, []
+        for call, reason in broken:
+            call.fail(reason)
 
     def _fail_to_connect(self, call: Call, error: OSError) -> None:
         reason = f"cannot connect: {os.strerror(error.errno) if error.errno else error}"
@@ -268,7 +295,7 @@ class _Connection(asyncio.Protocol):
         elif self._is_kept and self._is_untouched:
             self._upstream.send_anew(call)
         else:
-            call.fail(f"it closed the connection{f': {exc}' if exc else ''}")
+            self._upstream.broke(call, f"it closed the connection{f': {exc}' if exc else ''}")
 
     def _read(self, call: Call, data: bytes) -> None:
         reader = self._reader
