@@ -217,13 +217,15 @@ class GoOn:
     """An attempt is given up, and its request waits for another place. Comes before CancelAt.
 
     ``num_tokens`` were delivered and are kept: more than 0 is a migration, 0 a retry, or a request
-    that is placed anew because a replica has joined.
+    that is placed anew because a replica has joined. ``has_begun``: an answer whose tokens nobody
+    here counts (a foreign replica's) has begun, which is a migration too.
     """
 
     request_id: RequestId  # the client's
     replica: ReplicaId
     reason: str
     num_tokens: Tokens
+    has_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Retry budget: retries in proportion to requests, so that a bad day does not double the load.
 
-Only attempts that failed unanswered while their replica lives are paid from it. What died with its replica
-goes on without asking: those attempts are bounded for each request (``max_migrations``), and a
-replica's whole load must find a new place at once.
+Only attempts that failed unanswered while their replica lives are paid from it. What was answered,
+or died with its replica, goes on without asking: those attempts are bounded for each request
+(``max_migrations``), and a replica's whole load must find a new place at once.
 """
 
 from __future__ import annotations

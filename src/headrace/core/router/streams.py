@@ -193,7 +193,8 @@ class Streams:
         tracked.attempt = None
         tracked.tried = (*tracked.tried, replica)
         self.queue.take_back(tracked, now)
-        return [GoOn(tracked.id, replica, reason, len(tracked.tokens)), *told]
+        has_begun = tracked.answered and not tracked.tokens
+        return [GoOn(tracked.id, replica, reason, len(tracked.tokens), has_begun), *told]
 
     def _has_another(self, tracked: Tracked, replica: ReplicaId, now: Seconds) -> bool:
         tried = (*tracked.tried, replica)

@@ -109,10 +109,11 @@ class Decisions:
             self._journal.add("index", replica, reason)
 
     def _note_move(self, move: GoOn) -> None:
-        moved = move.num_tokens > 0
+        moved = move.num_tokens > 0 or move.has_begun
         metric = table.MIGRATIONS if moved else table.RETRIES
         self._registry.add(metric, move.replica)
         after = f" after {move.num_tokens} tokens" if moved else " before its first token"
+        after = " in the middle" if move.has_begun else after
         self._journal.add(
             "go_on", move.request_id, f"away from {move.replica}{after}: {move.reason}"
         )

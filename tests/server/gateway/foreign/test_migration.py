@@ -229,7 +229,7 @@ async def test_a_stream_that_goes_on_is_measured_as_one() -> None:
     async with serving(*scripts) as rig:
         await rig.ask(CHAT, body_of(CHAT))
         assert rig.count(table.GENERATIONS, "stop") == 1
-        assert rig.count(table.RETRIES, rig.replicas[0].name) == 1
+        assert rig.count(table.MIGRATIONS, rig.replicas[0].name) == 1
         assert_places(rig)
 
 

@@ -52,6 +52,7 @@ class Rig:
     watch: ReplicaWatch
     told: Told
     answers: dict[str, tuple[int, bytes] | None]
+    clock: SteppedClock
     asked: list[str] = field(default_factory=list)
 
 
@@ -83,12 +84,12 @@ async def watching(api_key: str = "", options: str = "", **settings: object) -> 
     server = await asyncio.start_server(serve_quietly, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     clock = SteppedClock()
-    config = msgspec.structs.replace(QUICK, poll_timeout=0.05, poll_period=2.0, **settings)
+    config = msgspec.structs.replace(QUICK, poll_timeout=0.2, poll_period=2.0, **settings)
     upstream = Upstream(parse_replica(f"http://127.0.0.1:{port}{options}"), config, clock)
     told = Told()
     watch = ReplicaWatch(upstream, told, api_key=api_key, clock=clock)
     try:
-        yield Rig(watch, told, answers, asked)
+        yield Rig(watch, told, answers, clock, asked)
     finally:
         upstream.close()
         server.close()
@@ -169,3 +170,133 @@ async def test_a_refused_connection_counts_at_once_and_once() -> None:
         assert rig.told.log == ["ready a,b", "lost cannot connect: Connection refused"]
         await rig.watch.look()
         assert rig.told.log[2] == "ready a,b"
+
+
+LLAMA = (
+    b"# TYPE llamacpp:requests_processing gauge\n"
+    b"llamacpp:requests_processing %d\nllamacpp:requests_deferred 2\nllamacpp:n_decode_total %d\n"
+)
+
+
+@async_test
+async def test_requests_in_its_metrics_that_are_not_ours_are_others() -> None:
+    async with watching() as rig:
+        rig.answers["/metrics"] = (200, LLAMA % (5, 1))
+        rig.told.ours = 3
+        await rig.watch.look()
+        assert rig.told.others == [4]
+        rig.told.ours = 9  # more than its metrics show yet
+        await rig.watch.look()
+        assert rig.told.others == [4, 0]
+
+
+@async_test
+async def test_work_without_progress_is_a_hang_and_progress_the_end_of_it() -> None:
+    async with watching(stuck_after=30.0) as rig:
+        for progress, seconds, told in ((1, 20, 1), (2, 20, 1), (2, 20, 1), (2, 20, 2), (2, 1, 2)):
+            rig.answers["/metrics"] = (200, LLAMA % (1, progress))
+            await rig.watch.look()
+            assert len(rig.told.log) == told
+            rig.clock.advance(seconds)
+        assert rig.told.log[1].startswith("lost hung: requests run there and nothing was computed")
+        rig.answers["/metrics"] = (200, LLAMA % (1, 3))
+        await rig.watch.look()
+        assert rig.told.log[2] == "ready a,b"
+
+
+@async_test
+async def test_no_work_is_no_hang() -> None:
+    async with watching(stuck_after=30.0) as rig:
+        rig.answers["/metrics"] = (200, LLAMA % (0, 1))
+        for _ in range(4):
+            await rig.watch.look()
+            rig.clock.advance(20)
+        assert rig.told.log == ["ready a,b"]
+
+
+@pytest.mark.parametrize("answer", [(501, b"off"), (200, b"x 1\n"), (500, b""), None])
+@async_test
+async def test_metrics_that_cannot_be_read_are_no_fault(answer: tuple[int, bytes] | None) -> None:
+    async with watching() as rig:
+        rig.answers["/metrics"] = answer
+        for _ in range(4):
+            await rig.watch.look()
+        assert rig.told.log == ["ready a,b"]
+        assert rig.told.others == []
+        asked = [head.split()[1] for head in rig.asked].count("/metrics")
+        assert asked == (1 if answer and answer[0] == 501 else 4)
+
+
+@async_test
+async def test_metrics_are_not_asked_for_where_they_are_switched_off() -> None:
+    async with watching(metrics=False) as rig:
+        await rig.watch.look()
+        assert "/metrics" not in [head.split()[1] for head in rig.asked]
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (b'{"data":[{"id":"c"}]}', "it serves c now, before a, b"),
+        (b'{"data":[{"id":"a","root":"/other"}]}', "its a is another model: root /other"),
+        (
+            b'{"data":[{"id":"a","root":"/one","meta":{"n_params":8,"n_vocab":9}}]}',
+            "its a is another model: n_params 8, before 7",
+        ),
+    ],
+)
+@async_test
+async def test_another_model_behind_its_url_is_quarantined_until_the_old_one_is_back(
+    now: bytes, words: str
+) -> None:
+    first = b'{"data":[{"id":"a","root":"/one","meta":{"n_params":7}},{"id":"b"}]}'
+    async with watching() as rig:
+        rig.answers["/v1/models"] = (200, first)
+        await rig.watch.look()
+        rig.answers["/v1/models"] = (200, now)
+        await rig.watch.look()
+        assert rig.told.log[1].startswith(f"lost quarantined: {words}")
+        assert "foreign.follow_models" in rig.watch.reason
+        assert rig.watch.standing.is_quarantined
+        rig.answers["/v1/models"] = (200, first)
+        await rig.watch.look()
+        assert rig.told.log[2] == "ready a,b"
+        assert not rig.watch.standing.is_quarantined
+
+
+@async_test
+async def test_a_replica_that_comes_back_with_another_model_is_not_taken_back() -> None:
+    async with watching() as rig:
+        await rig.watch.look()
+        rig.watch.upstream.on_refused("cannot connect: Connection refused")
+        rig.answers["/v1/models"] = (200, b'{"data":[{"id":"c"}]}')
+        await rig.watch.look()
+        assert len(rig.told.log) == 2
+        assert rig.watch.reason.startswith("quarantined: it serves c now")
+
+
+@async_test
+async def test_adapters_come_and_go_and_limits_may_change() -> None:
+    async with watching() as rig:
+        await rig.watch.look()
+        rig.answers["/v1/models"] = (200, b'{"data":[{"id":"a","max_model_len":9},{"id":"c"}]}')
+        await rig.watch.look()
+        assert rig.told.log == ["ready a,b", "ready a,c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (",model=b", ["ready b"]),
+        (",model=c", []),
+        (",alias=x", []),
+        (",model=a,alias=x", ["ready a"]),
+    ],
+)
+@async_test
+async def test_of_several_models_the_one_named_is_used(options: str, told: list[str]) -> None:
+    async with watching(options=options) as rig:
+        await rig.watch.look()
+        assert rig.told.log == told
+        if not told:
+            assert "it serves a, b" in rig.watch.reason

@@ -49,7 +49,7 @@ class Reports:
 class UpstreamAttempt:
     """Implements Receiver: one stay of a passage at one replica.
 
-    ``teller`` says how the events of a stream are told to the client.
+    ``teller`` says how the events of a stream are told to the client of ``passage``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class UpstreamAttempt:
         self.is_over = False
         self._teller = teller
         self._is_answered = False  # the Router knows that its first byte came
-        self._passage = passage
+        self.passage = passage
         self._reports = reports
         self._head: ResponseHead | None = None
         self._judge: StreamJudge | None = None  # of a stream
@@ -82,7 +82,7 @@ class UpstreamAttempt:
     def head(self, head: ResponseHead) -> None:
         """See Receiver."""
         self._head = head
-        if head.status == 200 and self._passage.request.stream:
+        if head.status == 200 and self.passage.request.stream:
             if head.media_type != _EVENTS:
                 raise ProtocolError(f"a stream was asked for and it sent {head.media_type[:80]!r}")
             self._judge = StreamJudge(max_event_bytes=self._reports.config.max_event_bytes)
@@ -114,7 +114,7 @@ class UpstreamAttempt:
             self._fail(f"replica {self._reports.replica}: {reason}", to_blame=True)
 
     def _stream(self, judge: StreamJudge, data: bytes) -> None:
-        passage, head = self._passage, self._head
+        passage, head = self.passage, self._head
         assert head is not None
         before = judge.num_events
         events = judge.take(data)
@@ -143,7 +143,7 @@ class UpstreamAttempt:
         elif status in _REPLICA_FAULTS or not 200 <= status < 500 or 300 <= status < 400:
             reason = f"replica {self._reports.replica} answered with status {status}"
             self._fail(reason, to_blame=True)
-        elif self._passage.begun:
+        elif self.passage.begun:
             said = body[:_MAX_SAID_BYTES].decode(errors="replace")
             reason = f"replica {self._reports.replica} would not go on (status {status}): {said}"
             self._fail(reason, to_blame=False, is_final=True)
@@ -152,7 +152,7 @@ class UpstreamAttempt:
             self._succeed(billing)
             content_type = head.headers.get(b"content-type", b"application/json")
             response = Response(_known(status), body, content_type)
-            self._passage.reply(response, billing, self._reports.clock.now())
+            self.passage.reply(response, billing, self._reports.clock.now())
 
     def _close(self) -> None:
         self.is_over = True
@@ -180,7 +180,7 @@ class UpstreamAttempt:
 
     def _fail(self, reason: str, *, to_blame: bool, is_final: bool = False) -> None:
         self._close()
-        why_not = self._passage.kept.why_not if self._passage.begun else ""
+        why_not = self.passage.kept.why_not if self.passage.begun else ""
         if why_not:
             reason += f"; the stream cannot go on elsewhere: {why_not}"
         log_event(_LOG, logging.WARNING, "attempt failed", request=self.id, reason=reason)

@@ -79,7 +79,7 @@ def _members(text: str) -> Iterator[_Member]:
         start = at
         name, at = _decoder.raw_decode(text, start)
         at = _skip(text, at)
-        if not isinstance(name, str) or text[at] != ":":
+        if text[start] != '"' or text[at] != ":":
             raise ValueError(f"no field at character {start}")
         begin = _skip(text, at + 1)
         _, end = _decoder.raw_decode(text, begin)

@@ -97,6 +97,13 @@ class ForeignLink:
         self._attempts[request.id] = attempt
         self._upstream.send(call)
 
+    def lose(self, reason: str) -> None:
+        """The replica is lost: streams that cannot go on elsewhere end, before anybody tries."""
+        for attempt in list(self._attempts.values()):
+            attempt.passage.check_hope(
+                f"replica {self._replica} was lost: {reason}", self._upstream.clock.now()
+            )
+
     def abort(self, request_id: RequestId) -> None:
         """Close the connection of an attempt, if it is still under way."""
         attempt = self._attempts.get(request_id)

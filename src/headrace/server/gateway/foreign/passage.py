@@ -102,13 +102,18 @@ class Passage:
         if attempt is not None:
             attempt.given_up_at = now
             attempt.reason = reason
-        if self.begun and not self.over:
-            try:
-                self.kept.sent()
-                check(self.request.body)
-            except CannotResume as error:
-                message = f"{reason}; the stream cannot go on elsewhere: {error}"
-                self.fail(ReplicaLost(message), now)
+        self.check_hope(reason, now)
+
+    def check_hope(self, reason: str, now: Seconds) -> None:
+        """End, for ``reason``, if an answer has begun that cannot go on elsewhere."""
+        if self.over or not self.begun:
+            return
+        try:
+            self.kept.sent()
+            check(self.request.body)
+        except CannotResume as error:
+            message = f"{reason}; the stream cannot go on elsewhere: {error}"
+            self.fail(ReplicaLost(message), now)
 
     def resume(self, model: ModelCard, migration: Migration) -> Resumption:
         """Return how its stream goes on at a replica of ``model``. Raises CannotResume."""

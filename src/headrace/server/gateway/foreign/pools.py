@@ -122,6 +122,7 @@ class ModelPools:
         self._names: dict[str, str] = {}  # of pools, by what replicas call their models
         self._roots: dict[tuple[str, str], bytes] = {}  # by model and tenant, without salts
         self._cards: dict[ReplicaId, Mapping[str, bytes]] = {}  # by pool
+        self._links: dict[ReplicaId, list[ForeignLink]] = {}
 
     @property
     def pools(self) -> tuple[ModelPool, ...]:
@@ -146,6 +147,7 @@ class ModelPools:
         replica = _replica_id(upstream)
         self.lost(upstream, "it serves other models than before")
         shown = self._cards[replica] = {}
+        links = self._links[replica] = []
         for card in cards.values():
             model = upstream.replica.alias or card.id
             pool = self._pool(model)
@@ -163,11 +165,14 @@ class ModelPools:
                 events=pool.traffic,
                 api_key=self._api_key,
             )
+            links.append(link)
             pool.traffic.replica_ready(link, _describe(upstream.replica, model))
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         """A replica does not answer any more, or serves something else."""
         replica = _replica_id(upstream)
+        for link in self._links.pop(replica, ()):
+            link.lose(reason)
         for model in self._cards.pop(replica, ()):
             pool = self._pools.get(model)
             if pool is not None:
