@@ -9,8 +9,6 @@ weight and without other load are shown as they are.
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
-from math import gcd, lcm
 from typing import TYPE_CHECKING
 
 from headrace.core.balancer.policy import Candidate
@@ -22,9 +20,10 @@ if TYPE_CHECKING:
     from headrace.types import Request, Tokens
 
 MAX_PARTS = 8
-"""Weights are rounded to fractions with at most this below the line, 1.33 to 4/3."""
+"""The smallest of several replicas is shown so often at most, to come near the others' ratio."""
 
 MAX_TIMES = 64  # that one replica is shown
+NEAR = 0.05  # of a whole number: near enough
 
 
 class Weighted:
@@ -73,13 +72,14 @@ def _relative(view: ReplicaView) -> ReplicaView:
 
 
 def _times(weights: Sequence[float]) -> list[int]:
-    """Return whole numbers in the ratio of ``weights``, as small as can be."""
-    parts = [Fraction(weight).limit_denominator(MAX_PARTS) for weight in weights]
-    parts = [max(part, Fraction(1, MAX_PARTS)) for part in parts]
-    common = lcm(*(part.denominator for part in parts))
-    numbers = [int(part * common) for part in parts]
-    divisor = gcd(*numbers)
-    return [min(number // divisor, MAX_TIMES) for number in numbers]
+    """Return whole numbers in the ratio of ``weights`` or near it, as small as can be."""
+    least = min(weights)
+    for parts in range(1, MAX_PARTS + 1):
+        exact = [parts * weight / least for weight in weights]
+        numbers = [round(each) for each in exact]
+        if all(abs(a - b) <= NEAR for a, b in zip(exact, numbers, strict=True)):
+            break
+    return [min(number, MAX_TIMES) for number in numbers]
 
 
 def _interleaved(times: Sequence[int]) -> list[int]:

@@ -21,7 +21,7 @@ async def test_a_replica_of_weight_two_has_twice_the_load(policy: str) -> None:
     config = GatewayConfig(policy=policy)
     async with serving(slow, slow, config=config, options=(",weight=2", "")) as rig:
         asked = [asyncio.create_task(rig.chat(f"number {i}", max_tokens=5)) for i in range(60)]
-        await rig.until(lambda: sum(r.fake.tally.completions for r in rig.replicas) == 60)
+        await rig.until(lambda: sum(r.fake.tally.completions for r in rig.replicas) >= 60)
         heavy, light = (each.fake.tally.completions for each in rig.replicas)
         assert 1.7 <= heavy / light <= 2.3
         await asyncio.gather(*asked)

@@ -103,7 +103,8 @@ class PassThrough:
         record: RequestRecord,
         request: Request,
     ) -> None:
-        def ended(passage: Passage, billing: Billing | None) -> None:
+        def ended(passage: Passage, billing: Billing | None, unwanted: bool) -> None:
+            pool.release((passage.id,), unwanted=unwanted)
             self.book.close(record)
             if billing is not None:
                 pool.estimate.learn(passed.prompt_bytes, billing.prompt_tokens)
@@ -113,7 +114,6 @@ class PassThrough:
             exchange,
             record=record,
             figures=self.figures,
-            release=pool.release,
             ended=ended,
         )
         exchange.on_gone = lambda: passage.gone(self.clock.now())

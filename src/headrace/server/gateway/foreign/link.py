@@ -14,6 +14,7 @@ from headrace.server.gateway.foreign.continuing import (
     COMPLETE_PATH,
     Resumption,
     Verbatim,
+    resume,
 )
 from headrace.server.gateway.foreign.editing import set_fields
 from headrace.server.gateway.foreign.resuming import CannotResume, KeptStream, NothingKept
@@ -117,7 +118,8 @@ class ForeignLink:
         """Return what to send: what the client sent, or what goes on from there."""
         passed, migration = passage.request, self._upstream.config.migration
         if passage.begun:
-            return passage.resume(self._model, migration)
+            sent = passage.kept.sent()
+            return resume(passed.path, passed.body, sent, self._model, migration)
         passage.kept = self._keep(passed)
         body = passed.body
         if passed.model not in (None, self._model.id):

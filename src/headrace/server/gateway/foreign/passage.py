@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import ReplicaLost
 from headrace.monitoring.records import RUNNING
-from headrace.server.gateway.foreign.continuing import check, resume
+from headrace.server.gateway.foreign.continuing import check
 from headrace.server.gateway.foreign.resuming import CannotResume, NothingKept
 from headrace.server.gateway.http.messages import EVENT_STREAM, Response, error_json
 from headrace.types import FinishReason, Output, RequestId, Usage
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from headrace.monitoring.records import RequestRecord
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.foreign.answers import Billing
-    from headrace.server.gateway.foreign.cards import ModelCard
-    from headrace.server.gateway.foreign.config import Migration
-    from headrace.server.gateway.foreign.continuing import Resumption
     from headrace.server.gateway.foreign.resuming import Kept
-    from headrace.server.gateway.generation import Release
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.types import Seconds, Tokens
 
@@ -54,7 +50,8 @@ class PassedRequest:
 class Passage:
     """Implements Asker (generations.py). Ends once: by an answer, an error, or because nobody asks.
 
-    ``ended`` is told when it is over, before its last bytes are written.
+    ``ended`` is told when it is over, before its last bytes are written: what it billed, and
+    whether its replica still works for nobody.
     """
 
     def __init__(
@@ -64,8 +61,7 @@ class Passage:
         *,
         record: RequestRecord,
         figures: Figures,
-        release: Release,
-        ended: Callable[[Passage, Billing | None], None],
+        ended: Callable[[Passage, Billing | None, bool], None],
     ) -> None:
         self.request = request
         self.record = record
@@ -75,7 +71,6 @@ class Passage:
         self._give_up: Callable[[], None] | None = None  # of the current attempt
         self._exchange = exchange
         self._figures = figures
-        self._release = release
         self._ended = ended
         self._last_at: Seconds = record.arrived_at
         figures.accepted(1, request.prompt_tokens)
@@ -114,11 +109,6 @@ class Passage:
         except CannotResume as error:
             message = f"{reason}; the stream cannot go on elsewhere: {error}"
             self.fail(ReplicaLost(message), now)
-
-    def resume(self, model: ModelCard, migration: Migration) -> Resumption:
-        """Return how its stream goes on at a replica of ``model``. Raises CannotResume."""
-        request = self.request
-        return resume(request.path, request.body, self.kept.sent(), model, migration)
 
     def push(self, output: Output, now: Seconds) -> None:
         """The Router's echo of what was sent already."""
@@ -218,5 +208,4 @@ class Passage:
         self._figures.billed(usage, record, now)
         if unwanted and self._give_up is not None:
             self._give_up()
-        self._release((self.id,), unwanted=unwanted)
-        self._ended(self, billing)
+        self._ended(self, billing, unwanted)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LARGE_BYTES = 8 * 1024  # from here on, head and body are not put together
 
 
+_CHECK = "check"  # the task that finds out whether anybody listens
 _OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 """What stops this process from connecting, whoever listens."""
 
@@ -115,7 +116,6 @@ class Upstream:
         self._kept: list[_Connection] = []  # the last one used is used next
         self._busy: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
-        self._broken: list[tuple[Call, str]] = []  # whose end waits for what ``_ask_after`` finds
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, call: Call) -> None:
@@ -140,11 +140,12 @@ class Upstream:
 
         If nobody does, all that was sent there is known to be lost before the call fails.
         """
-        self._broken.append((call, reason))
-        if len(self._broken) == 1:
-            task = asyncio.get_running_loop().create_task(self._ask_after())
+        task = next((each for each in self._connecting if each.get_name() == _CHECK), None)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._check(), name=_CHECK)
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
+        task.add_done_callback(lambda done: None if done.cancelled() else call.fail(reason))
 
     def keep(self, connection: _Connection) -> None:
         """A connection is free again."""
@@ -191,7 +192,8 @@ class Upstream:
             else:
                 call.fail("it closed the connection at once")
 
-    async def _ask_after(self) -> None:
+    async def _check(self) -> None:
+        """See whether anybody listens, and say so if nobody does."""
         replica, limit = self.replica, self.config.connect_timeout
         try:
             async with asyncio.timeout(limit):
@@ -202,9 +204,6 @@ class Upstream:
         except OSError as error:
             if error.errno not in _OWN_LIMITS:
                 self.on_refused(f"it closed a connection and takes no other: {error.strerror}")
-        broken, self._broken = self._broken, []
-        for call, reason in broken:
-            call.fail(reason)
 
     def _fail_to_connect(self, call: Call, error: OSError) -> None:
         reason = f"cannot connect: {os.strerror(error.errno) if error.errno else error}"
