@@ -78,7 +78,7 @@ class Answer:
     def text(self) -> str:
         choices = [event["choices"][0] for event in self.events if event.get("choices")]
         return "".join(
-            each["delta"].get("content", "") if "delta" in each else each["text"]
+            (each["delta"].get("content") or "") if "delta" in each else each["text"]
             for each in choices
         )
 
