@@ -60,6 +60,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``headrace gateway``."""
+    parser.usage = "headrace gateway --replica URL [--replica URL ...] [flags]"
     parser.description = "Stand before OpenAI servers that run elsewhere: balance, retry, watch."
     parser.epilog = _EPILOG
     add_flags(parser, FLAGS)

@@ -39,8 +39,6 @@ class ReplicaDescription:
     pid: int
     max_num_batched_tokens: Tokens = 0  # 0: not known
     epoch: int = 0
-    weight: float = 1.0  # its capacity beside the others'
-    canary: float = 0.0  # share of requests that it is tried with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,15 +121,23 @@ class Traffic:
         """Decide nothing more."""
         self._driver.close()
 
-    def replica_ready(self, link: ReplicaLink, description: ReplicaDescription) -> None:
-        """See LinkEvents."""
+    def replica_ready(
+        self,
+        link: ReplicaLink,
+        description: ReplicaDescription,
+        *,
+        weight: float = 1.0,
+        canary: float = 0.0,
+    ) -> None:
+        """See LinkEvents. ``weight`` and ``canary`` are as in ReplicaFacts."""
         replica = link.replica
         refusal = self._replicas.add(link, description)
         if refusal is not None:
             log_event(_LOG, logging.ERROR, "replica is not used", replica=replica, reason=refusal)
             return
         self._figures.ready(replica)
-        self.feed(ReplicaReady(replica, _facts(description), description.epoch))
+        facts = _facts(description, weight=weight, canary=canary)
+        self.feed(ReplicaReady(replica, facts, description.epoch))
         limit = self._replicas.draining.get(replica)
         if limit is not None:
             self.feed(DrainReplica(replica, limit))
@@ -224,12 +232,12 @@ def _ignore(_replica: ReplicaId) -> None:
     """Nobody wants to know."""
 
 
-def _facts(description: ReplicaDescription) -> ReplicaFacts:
+def _facts(description: ReplicaDescription, *, weight: float, canary: float) -> ReplicaFacts:
     return ReplicaFacts(
         block_size=description.block_size,
         num_blocks=description.num_blocks,
         max_num_seqs=description.max_num_seqs,
         max_num_batched_tokens=description.max_num_batched_tokens,
-        weight=description.weight,
-        canary=description.canary,
+        weight=weight,
+        canary=canary,
     )

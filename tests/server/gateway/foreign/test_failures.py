@@ -67,7 +67,7 @@ async def test_a_failure_before_the_first_byte_is_unseen(name: str, stream: bool
         else:
             assert answer.json["choices"][0]["message"]["content"] == TEXT
         bad, well = (each.fake.tally for each in rig.replicas)
-        assert bad.completions == (2 if name == "reset" else 1)  # once more: it was a kept one
+        assert bad.completions in ((1, 2) if name == "reset" else (1,))  # 2: it was a kept one
         assert well.completions == 1
         assert rig.count(table.RETRIES, rig.replicas[0].name) == 1
 

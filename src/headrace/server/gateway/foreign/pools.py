@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from headrace.core.router.machine import Router
     from headrace.server.gateway.foreign.cards import ModelCard
-    from headrace.server.gateway.foreign.config import ForeignReplica
     from headrace.server.gateway.foreign.passage import Passage
     from headrace.server.gateway.foreign.upstream import Upstream
     from headrace.server.gateway.traffic import Traffic
@@ -166,7 +165,12 @@ class ModelPools:
                 api_key=self._api_key,
             )
             links.append(link)
-            pool.traffic.replica_ready(link, _describe(upstream.replica, model))
+            pool.traffic.replica_ready(
+                link,
+                _describe(replica, model),
+                weight=upstream.replica.weight,
+                canary=upstream.replica.canary,
+            )
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         """A replica does not answer any more, or serves something else."""
@@ -253,9 +257,9 @@ def _replica_id(upstream: Upstream) -> ReplicaId:
     return ReplicaId(upstream.replica.name)
 
 
-def _describe(replica: ForeignReplica, model: str) -> ReplicaDescription:
+def _describe(replica: ReplicaId, model: str) -> ReplicaDescription:
     return ReplicaDescription(
-        replica=ReplicaId(replica.name),
+        replica=replica,
         model_identity=model,
         vocab_size=0,
         max_model_len=_UNKNOWN_LENGTH,
@@ -263,8 +267,6 @@ def _describe(replica: ForeignReplica, model: str) -> ReplicaDescription:
         num_blocks=0,
         max_num_seqs=0,
         pid=0,
-        weight=replica.weight,
-        canary=replica.canary,
     )
 
 

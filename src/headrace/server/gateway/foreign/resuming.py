@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.types import TokenId, Tokens
 
-_FOLD_BYTES = 64 * 1024  # of events kept unread
+_FOLD_BYTES = 32 * 1024  # of events kept unread
 _DATA = b"data:"
 
 
@@ -84,7 +84,7 @@ class NothingKept:
 
 
 class KeptStream:
-    """A Kept that holds 64 KB of events and ``max_bytes`` of text at most."""
+    """A Kept that holds 32 KB of events and ``max_bytes`` of text at most."""
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
