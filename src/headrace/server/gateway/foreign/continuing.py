@@ -31,6 +31,7 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETE_PATH = "/v1/completions"
 
 _Json: TypeAlias = "dict[str, object]"
+_SHORTEST_ECHO = 24  # characters: longer than a token, so that it is none that comes next
 _DONE = b"data: [DONE]\n\n"
 _NOTHING = (b"", b"null", b"false", b"[]", b"{}")
 _Raw = msgspec.Raw
@@ -126,6 +127,7 @@ def resume(
         text = sent.text.rstrip()
         fields = fields | _by_message(asked, text, model) if text else {}
         retelling.overlap = sent.text[len(text) :]
+        retelling.echo = text if model.server.may_echo else ""
     else:
         fields["prompt"] = _longer_prompt(asked, sent)
     if asked.model not in (None, model.id):
@@ -201,11 +203,13 @@ class Retelling:
     """The Teller of a continuation: events in the first stream's form, with its id and usage.
 
     Of the beginning of its text, ``overlap`` is left out as far as it is there: white space at the
-    end of a message, which templates drop and the model then says again.
+    end of a message, which templates drop and the model then says again. So is ``echo``, the
+    message itself, which some servers say again in one piece before they go on.
     """
 
     def __init__(self, sent: Sent, *, is_chat: bool) -> None:
         self.overlap = ""
+        self.echo = ""
         self._is_chat = is_chat
         self._num_tokens = sent.num_tokens
         head = {"id": sent.id, "created": sent.created, "model": sent.model}
@@ -270,6 +274,10 @@ class Retelling:
         return {**choice, "delta": {**said, "content": text} if text else said}
 
     def _without_overlap(self, text: str) -> str:
+        if text and len(self.echo) >= _SHORTEST_ECHO:
+            text = text.removeprefix(self.echo)
+        if text:
+            self.echo = ""
         while self.overlap and text and text[0] == self.overlap[0]:
             self.overlap, text = self.overlap[1:], text[1:]
         if text:

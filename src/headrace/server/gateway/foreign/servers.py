@@ -25,6 +25,11 @@ class Server(StrEnum):
         return self in (Server.VLLM, Server.SGLANG, Server.LLAMA_CPP)
 
     @property
+    def may_echo(self) -> bool:
+        """Whether some builds of it say the message again, in one piece, before they go on."""
+        return self is Server.LLAMA_CPP
+
+    @property
     def tells_token_ids(self) -> bool:
         """Whether ``return_token_ids`` adds ids to a stream, and prompts may be given as ids."""
         return self is Server.VLLM
