@@ -112,3 +112,26 @@ def test_a_whole_answer_says_what_it_bills() -> None:
 def test_a_whole_answer_that_is_broken_is_noticed(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="JSON is broken"):
         judge_whole(body)
+
+
+def named(name: str | None, finish: str | None = None) -> bytes:
+    content = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": finish}]}
+    return (
+        b"data: "
+        + json.dumps(content if name is None else {"id": name, **content}).encode()
+        + b"\n\n"
+    )
+
+
+def test_an_event_of_another_answer_is_an_error() -> None:
+    with pytest.raises(ProtocolError, match="an event of 'b' came in the answer 'a'"):
+        judged(named("a"), named("b"))
+    judge = StreamJudge(max_event_bytes=1 << 16, check_ids=False)
+    assert judge.take(named("a") + named("b", "stop") + DONE)
+    assert judge.is_done
+
+
+def test_events_need_no_id_and_an_empty_one_is_one() -> None:
+    for names in ((None, None), (None, "a"), ("a", None, "a"), ("", "")):
+        _, judge = judged(*(named(name, "stop") for name in names), DONE)
+        assert judge.is_done

@@ -2,8 +2,9 @@
 
 A stream is passed on in whole events, untouched, one write for each read. Each event's JSON is
 looked at once (about 0.3 us): it must be JSON, and some event must finish a choice before
-``[DONE]`` is believed. A replica that repeats an event cannot be told from one that says the same
-word twice; what can be told from the bytes alone is told.
+``[DONE]`` is believed, and all events with an id must have the same: another one is another
+client's. A replica that repeats an event cannot be told from one that says the same word twice;
+what can be told from the bytes alone is told.
 
 Event streams: WHATWG HTML, section 9.2.
 """
@@ -40,6 +41,7 @@ class _Choice(Struct, frozen=True, gc=False):
 
 
 class _Event(Struct, frozen=True):
+    id: str | None = None
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = msgspec.Raw()
@@ -59,11 +61,13 @@ class Billing(NamedTuple):
 class StreamJudge:
     """Cuts one stream at the borders of its events. ``billing`` is None until the replica says."""
 
-    def __init__(self, *, max_event_bytes: int) -> None:
+    def __init__(self, *, max_event_bytes: int, check_ids: bool = True) -> None:
         self.billing: Billing | None = None
         self.is_done = False
         self.num_events = 0
         self._max_event_bytes = max_event_bytes
+        self._check_ids = check_ids
+        self._id: str | None = None  # of the answer
         self._rest = b""
         self._is_finished = False  # some choice has a finish reason, or an error was said
 
@@ -103,6 +107,8 @@ class StreamJudge:
             return
         content = decode_answer(data)
         self.num_events += 1
+        if content.id != self._id:
+            self._identify(content.id)
         for choice in content.choices:
             if choice.finish_reason is not None:
                 self._is_finished = True
@@ -110,6 +116,13 @@ class StreamJudge:
             self.billing = _billing(content.usage)
         if content.error:
             self._is_finished = True  # it says itself that it failed, and the client reads it
+
+    def _identify(self, name: str | None) -> None:
+        """Take the first id that is said; another one is an error."""
+        if self._id is None:
+            self._id = name
+        elif name is not None and self._check_ids:
+            raise ProtocolError(f"an event of {name[:80]!r} came in the answer {self._id[:80]!r}")
 
 
 def judge_whole(body: bytes) -> Billing | None:

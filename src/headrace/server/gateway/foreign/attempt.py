@@ -85,7 +85,10 @@ class UpstreamAttempt:
         if head.status == 200 and self.passage.request.stream:
             if head.media_type != _EVENTS:
                 raise ProtocolError(f"a stream was asked for and it sent {head.media_type[:80]!r}")
-            self._judge = StreamJudge(max_event_bytes=self._reports.config.max_event_bytes)
+            config = self._reports.config
+            self._judge = StreamJudge(
+                max_event_bytes=config.max_event_bytes, check_ids=config.check_ids
+            )
 
     def body(self, data: bytes) -> None:
         """See Receiver."""

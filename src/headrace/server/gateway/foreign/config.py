@@ -72,6 +72,9 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         _Bytes, Meta(description="body of an answer that is not streamed")
     ] = 32 * 1024 * 1024
     max_event_bytes: Annotated[_Bytes, Meta(description="one event of a stream")] = 1024 * 1024
+    check_ids: Annotated[
+        bool, Meta(description="all events of a stream have one id; no: for servers that vary it")
+    ] = True
     poll_period: Annotated[_Seconds, Meta(description="between two looks at a replica")] = 2.0
     poll_timeout: Annotated[_Seconds, Meta(description="for an answer to such a look")] = 2.0
     poll_failures: Annotated[
