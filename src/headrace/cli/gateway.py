@@ -51,6 +51,7 @@ Where they want a key, set HEADRACE_FOREIGN_API_KEY. Options of a replica, after
   model=ID      use this one of its models only      alias=NAME  what its model is called here
   weight=2      twice the load of one with 1         canary=5%   tried with that share of requests
   server=NAME   what it is, if it does not say: vllm, sglang, llamacpp, tgi, headrace
+  migration=HOW what becomes of its broken streams: best_effort, exact, off
 
 examples:
   headrace gateway --replica http://10.0.0.1:8000,weight=2 --replica http://10.0.0.2:8000

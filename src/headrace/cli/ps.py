@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> int:
 def page(state: ServerState) -> str:
     """Return what is shown of a state."""
     rows = [_HEADS, *(_cells(row) for row in state.replicas)]
-    why = [f"{row.replica}: {row.reason}" for row in state.replicas if row.reason]
+    troubled = (row for row in state.replicas if row.reason and row.state != "ready")
+    why = [f"{row.replica}: {row.reason}" for row in troubled]
     return "\n".join((*_columns(rows), "", *why, *_summary(state)))
 
 

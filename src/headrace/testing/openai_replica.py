@@ -22,7 +22,8 @@ from headrace.server.gateway.front import Tasks
 from headrace.server.gateway.http.limits import HttpLimits
 from headrace.server.gateway.http.listener import Listener
 from headrace.server.gateway.http.messages import EVENT_STREAM, JSON, Response, error_json
-from headrace.testing.openai_dialects import beginning_of, metrics_page, output_id, prompt_ids
+from headrace.testing.openai_dialects import beginning_of, metrics_page
+from headrace.testing.openai_texts import AnswerText, word_of
 
 if TYPE_CHECKING:
     import socket
@@ -32,16 +33,13 @@ if TYPE_CHECKING:
     from headrace.errors import RequestError
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
-    from headrace.testing.openai_dialects import Beginning
     from headrace.types import Seconds
 
 DEFAULT_TOKENS: Final = 16
 _HUGE_BYTES: Final = 300 << 20
 _PIECE_BYTES: Final = 1 << 18
 _DONE: Final = b"data: [DONE]\n\n"
-_WORDS: Final = ("river", "mill", "wheel", "stone", "race", "grain", "flour", "weir", "sluice")
 _EXIT_DIED: Final = 70
-CREATED: Final = 1_700_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +190,7 @@ class OpenAIReplica:
         prompt = (messages or prompt) if is_chat else (prompt or messages)
         beginning = beginning_of(script.server, prompt, goes_on=body.continue_final_message)
         tells_ids = body.return_token_ids and script.server == "vllm"
-        text = _Text(script.model, beginning, is_chat=is_chat, tells_ids=tells_ids)
+        text = AnswerText(script.model, beginning, is_chat=is_chat, tells_ids=tells_ids)
         delay = script.latency + script.jitter * _share(b"late %d" % tally.completions)
         answer = _Answering(script, text, body, exchange, tally=tally, delay=delay, die=self._die)
         self._tasks.spawn(self._answer(answer), exchange)
@@ -225,7 +223,7 @@ class _Answering:
     def __init__(
         self,
         script: Script,
-        text: _Text,
+        text: AnswerText,
         body: _Body,
         exchange: Exchange,
         *,
@@ -329,77 +327,10 @@ class _Answering:
         self._exchange.end()
 
 
-class _Text:
-    """The answer to one prompt, and its JSON."""
-
-    def __init__(
-        self, model: str, beginning: Beginning, *, is_chat: bool, tells_ids: bool = False
-    ) -> None:
-        self._seed, self._prompt_tokens, self._num_before = beginning
-        self._prompt_ids = prompt_ids(beginning) if tells_ids else None
-        if self._prompt_ids is not None:
-            self._prompt_tokens = len(self._prompt_ids)
-        self._is_chat = is_chat
-        kind = "chatcmpl" if is_chat else "cmpl"
-        part = f"-{self._num_before}" if self._num_before else ""  # of an answer begun elsewhere
-        self._head = {
-            "id": f"{kind}-{self._seed.hex()[:24]}{part}",
-            "created": CREATED,
-            "model": model,
-        }
-
-    def word(self, index: int) -> str:
-        """Token ``index`` of the answer from its beginning here."""
-        return word_of(self._seed, self._num_before + index)
-
-    def event(self, index: int, finish: str | None) -> bytes:
-        """One event of a stream; the one with ``finish`` has no text."""
-        text = "" if finish else self.word(index)
-        choice: dict[str, object] = {"index": 0, "finish_reason": finish}
-        if self._is_chat:
-            choice["delta"] = {"content": text} if text else {}
-        else:
-            choice["text"] = text
-        if self._prompt_ids is not None:
-            choice["token_ids"] = [output_id(self._num_before + index)] if text else []
-            choice["prompt_token_ids"] = None if index else self._prompt_ids
-        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        return _event({**self._head, "object": kind, "choices": [choice]})
-
-    def usage_event(self, num_tokens: int) -> bytes:
-        """The event that ends a stream whose client wants to know."""
-        return _event({**self._head, "choices": [], "usage": self._usage(num_tokens)})
-
-    def whole(self, num_tokens: int, finish: str) -> dict[str, object]:
-        """An answer that is not streamed."""
-        text = "".join(self.word(index) for index in range(num_tokens))
-        choice: dict[str, object] = {"index": 0, "finish_reason": finish}
-        if self._is_chat:
-            choice["message"] = {"role": "assistant", "content": text}
-        else:
-            choice["text"] = text
-        kind = "chat.completion" if self._is_chat else "text_completion"
-        usage = self._usage(num_tokens)
-        return {**self._head, "object": kind, "choices": [choice], "usage": usage}
-
-    def _usage(self, num_tokens: int) -> dict[str, int]:
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": num_tokens,
-            "total_tokens": self._prompt_tokens + num_tokens,
-        }
-
-
 def expected_text(prompt: object, num_tokens: int) -> str:
     """Return what any replica answers to ``messages`` or ``prompt``, as ``json.dumps`` sends it."""
     seed = hashlib.sha256(json.dumps(prompt).encode()).digest()
     return "".join(word_of(seed, index) for index in range(num_tokens))
-
-
-def word_of(seed: bytes, index: int) -> str:
-    """Token ``index`` of the answer that begins with ``seed``."""
-    digest = hashlib.sha256(seed + b"%d" % index).digest()
-    return f" {_WORDS[digest[0] % len(_WORDS)]}{index}"
 
 
 def _share(name: bytes) -> float:
@@ -414,10 +345,6 @@ def _has_key(head: RequestHead, key: str) -> bool:
 def _refuse(status: int, *headers: tuple[bytes, bytes]) -> Response:
     body = error_json(EngineFault("the script says so"))
     return Response(status, body, JSON, headers)
-
-
-def _event(content: object) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 def _json(content: object) -> Response:

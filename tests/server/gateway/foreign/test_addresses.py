@@ -68,7 +68,7 @@ def test_options_follow_the_url() -> None:
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
-        ("wait=2", "options are model=, alias=, weight=, canary=, server="),
+        ("wait=2", "options are model=, alias=, weight=, canary=, server=, migration="),
         ("weight", "is no option"),
         ("weight=", "is no option"),
         ("", "is no option"),
@@ -79,6 +79,7 @@ def test_options_follow_the_url() -> None:
         ("canary=0", "write it like 5%"),
         ("canary=101%", "write it like 5%"),
         ("server=tgx", "known are vllm"),
+        ("migration=yes", "use exact, best_effort, off"),
     ],
 )
 def test_wrong_options_are_told(option: str, problem: str) -> None:

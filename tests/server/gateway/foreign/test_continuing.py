@@ -170,7 +170,7 @@ def test_nothing_kept_is_no_hope() -> None:
         (COMPLETE_PATH, {"suffix": "x"}, "suffix"),
         (COMPLETE_PATH, {"prompt": ["a", "b"]}, "not one text"),
         (COMPLETE_PATH, {"prompt": [1, 2]}, "not one text"),
-        (CHAT_PATH, {"response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT_PATH, {"response_format": {"type": "json_schema", "a": "text"}}, "response_format"),
         (CHAT_PATH, {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         (CHAT_PATH, {"max_tokens": 1}, "only its end is missing"),
     ],

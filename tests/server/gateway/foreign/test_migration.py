@@ -113,6 +113,18 @@ async def test_exact_is_never_less() -> None:
 
 
 @async_test
+async def test_each_server_may_have_its_own_way() -> None:
+    broken = Script(server="vllm", itl=0.001, reset_after=7)
+    options = (",migration=off", "")
+    async with serving(broken, Script(server="vllm"), options=options) as rig:
+        assert is_told(await rig.ask(CHAT, body_of(CHAT)))
+    options = (",migration=exact", ",migration=exact")
+    async with serving(broken, Script(server="vllm"), options=options, foreign=OFF) as rig:
+        body = body_of(CHAT)
+        check_whole(await rig.ask(CHAT, body), body, prompt_tokens=32)
+
+
+@async_test
 async def test_switched_off_the_client_is_told() -> None:
     broken = Script(server="vllm", itl=0.001, reset_after=7)
     async with serving(broken, Script(server="vllm"), foreign=OFF) as rig:

@@ -188,6 +188,12 @@ async def test_requests_in_its_metrics_that_are_not_ours_are_others() -> None:
         rig.told.ours = 9  # more than its metrics show yet
         await rig.watch.look()
         assert rig.told.others == [4, 0]
+        rig.told.ours = 3
+        await rig.watch.look()
+        rig.answers["/metrics"] = (500, b"")  # what is not known any more is none
+        for _ in range(2):
+            await rig.watch.look()
+        assert rig.told.others == [4, 0, 4, 0]
 
 
 @async_test

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from headrace.errors import UsageError
-from headrace.server.gateway.foreign.config import ForeignReplica
+from headrace.server.gateway.foreign.config import ForeignReplica, Migration
 from headrace.server.gateway.foreign.servers import Server
 
 if TYPE_CHECKING:
@@ -132,12 +132,20 @@ def _server(text: str) -> Server:
         raise ValueError(f"server={text} is not known; known are {', '.join(Server)}") from None
 
 
+def _migration(text: str) -> Migration:
+    try:
+        return Migration(text)
+    except ValueError:
+        raise ValueError(f"migration={text} is none; use {', '.join(Migration)}") from None
+
+
 _OPTIONS: Mapping[str, Callable[[str], object]] = {
     "model": str,
     "alias": str,
     "weight": _weight,
     "canary": _share,
     "server": _server,
+    "migration": _migration,
 }
 
 

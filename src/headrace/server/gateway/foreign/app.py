@@ -17,7 +17,6 @@ from headrace.monitoring.records import Records
 from headrace.server.gateway.book import Book
 from headrace.server.gateway.decisions import Decisions
 from headrace.server.gateway.foreign.address import parse_aliases
-from headrace.server.gateway.foreign.config import Migration
 from headrace.server.gateway.foreign.endpoints import (
     MODELS_PATH,
     PASSED_PATHS,
@@ -117,7 +116,7 @@ def build_foreign_gateway(
             ended.set_exception(error)
 
     pools = ModelPools(
-        lambda _model: _build_pool(config, foreign, journal, outside, fail),
+        lambda _model: _build_pool(config, journal, outside, fail),
         aliases=parse_aliases(foreign.aliases),
         cache_secret=outside.cache_secret or _draw_secret(outside),
         api_key=foreign.api_key,
@@ -154,13 +153,9 @@ def build_foreign_gateway(
 
 
 def _build_pool(
-    config: GatewayConfig,
-    foreign: ForeignConfig,
-    journal: Journal,
-    outside: Outside,
-    fail: Callable[[Exception], None],
+    config: GatewayConfig, journal: Journal, outside: Outside, fail: Callable[[Exception], None]
 ) -> tuple[Router, Traffic]:
-    router = _build_router(config, foreign)
+    router = _build_router(config)
     traffic = Traffic(
         router,
         replicas=ForeignReplicas(),
@@ -197,7 +192,7 @@ def build_foreign_routes(
     )
 
 
-def _build_router(config: GatewayConfig, foreign: ForeignConfig) -> Router:
+def _build_router(config: GatewayConfig) -> Router:
     limits = RouterLimits(
         max_waiting=config.max_waiting,
         max_wait=config.max_wait,
@@ -207,6 +202,6 @@ def _build_router(config: GatewayConfig, foreign: ForeignConfig) -> Router:
         retry_share=config.retry_share,
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
-        continues=foreign.migration is not Migration.OFF,
+        continues=True,  # each link says what its streams can
     )
     return Router(limits, Canaries(Weighted(build_policy(config.policy))))

@@ -30,7 +30,7 @@ class ForeignConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     replicas: Annotated[
         tuple[_Text, ...],
-        Meta(max_length=1024, description="servers: URL[,model=,alias=,weight=,canary=,server=]"),
+        Meta(max_length=1024, description="servers: URL[,model=,alias=,weight=,canary=,...]"),
     ] = ()
     aliases: Annotated[
         tuple[_Text, ...], Meta(max_length=1024, description="further names of models: NAME=MODEL")
@@ -90,7 +90,8 @@ class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     ``model`` is the only one of its models that is used ("": all), ``alias`` what it is called
     here, ``weight`` its capacity beside the others', ``canary`` the share of its model's requests
-    that it is tried with (0: it is no canary), ``server`` what it is (None: what it says).
+    that it is tried with (0: it is no canary), ``server`` what it is (None: what it says),
+    ``migration`` what becomes of its streams (None: as is set for all).
     """
 
     name: str
@@ -103,6 +104,7 @@ class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weight: float = 1.0
     canary: float = 0.0
     server: Server | None = None
+    migration: Migration | None = None
 
     @property
     def url(self) -> str:

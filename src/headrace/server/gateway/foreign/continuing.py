@@ -37,6 +37,10 @@ _NOTHING = (b"", b"null", b"false", b"[]", b"{}")
 _Raw = msgspec.Raw
 
 
+class _Form(Struct, frozen=True):
+    type: str = "text"
+
+
 class _Asked(Struct, frozen=True):
     """What decides whether and how a request can be asked in the middle."""
 
@@ -53,7 +57,7 @@ class _Asked(Struct, frozen=True):
     best_of: int | None = None
     tools: _Raw = _Raw()
     functions: _Raw = _Raw()
-    response_format: _Raw = _Raw()
+    response_format: _Form | None = None
     structured_outputs: _Raw = _Raw()
     guided_json: _Raw = _Raw()
     guided_regex: _Raw = _Raw()
@@ -106,8 +110,7 @@ def check(body: bytes | bytearray) -> _Asked:
             raise CannotResume(f"it asks for {name}")
     if (asked.n or 1) > 1 or (asked.best_of or 1) > 1:
         raise CannotResume("it asks for several choices")
-    form = bytes(asked.response_format)
-    if form not in _NOTHING and b'"text"' not in form:
+    if asked.response_format is not None and asked.response_format.type != "text":
         raise CannotResume("it asks for response_format")
     return asked
 

@@ -101,7 +101,7 @@ class ReplicaWatch:
 
     async def look(self) -> None:
         """Look once, and tell the pools what has changed."""
-        begun = self._clock.now()
+        begun, had_load = self._clock.now(), self.load is not None
         num_ours = self._pools.requests_at(self.upstream)
         try:
             cards = await self._probe.models()
@@ -112,9 +112,10 @@ class ReplicaWatch:
             self._found_unwell(error, begun)
         else:
             self._found_well(cards)
-        if self.load is not None and self._models is not None:
+        if self._models is not None and (self.load is not None or had_load):
             ours = max(num_ours, self._pools.requests_at(self.upstream))
-            self._pools.loaded(self.upstream, max(0, self.load.requests - ours))
+            seen = 0 if self.load is None else self.load.requests
+            self._pools.loaded(self.upstream, max(0, seen - ours))
 
     def _identify(self, cards: Mapping[str, ModelCard]) -> None:
         """See that it is still the replica that it was."""

@@ -54,6 +54,7 @@ class ForeignLink:
         self._replica = replica
         self._upstream = upstream
         self._model = model
+        self._migration = upstream.replica.migration or upstream.config.migration
         self._passages = passages
         self._attempts: dict[RequestId, UpstreamAttempt] = {}
         self._reports = Reports(
@@ -116,7 +117,7 @@ class ForeignLink:
 
     def _ask(self, passage: Passage) -> Resumption:
         """Return what to send: what the client sent, or what goes on from there."""
-        passed, migration = passage.request, self._upstream.config.migration
+        passed, migration = passage.request, self._migration
         if passage.begun:
             sent = passage.kept.sent()
             return resume(passed.path, passed.body, sent, self._model, migration)
@@ -131,9 +132,9 @@ class ForeignLink:
     def _keep(self, passed: PassedRequest) -> Kept:
         """Return what keeps a stream from here, so that it may go on elsewhere."""
         config, server = self._upstream.config, self._model.server
-        match config.migration:
+        match self._migration:
             case Migration.OFF:
-                return NothingKept("foreign.migration is off")
+                return NothingKept("migration is off")
             case Migration.EXACT:
                 able = server.tells_token_ids
             case Migration.BEST_EFFORT:
