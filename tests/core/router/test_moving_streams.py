@@ -25,6 +25,7 @@ from headrace.core.router.events import (
     Fail,
     GoOn,
     LoadReported,
+    LoadSeen,
     Outputs,
     ReplicaBeat,
     ReplicaEmptied,
@@ -37,7 +38,7 @@ from headrace.core.router.events import (
 )
 from headrace.core.router.machine import RouterLimits
 from headrace.machine import Tick
-from headrace.types import FinishReason, Output, RequestId
+from headrace.types import FinishReason, Output, ReplicaId, RequestId
 
 A = RequestId("a")
 
@@ -139,18 +140,29 @@ def test_a_client_that_leaves_cancels_the_attempt_of_now() -> None:
     assert router.handle(ClientGone((A,)), 2.0) == [CancelAt(R1, RequestId("a~2"))]
 
 
-def test_a_foreign_stream_that_was_answered_cannot_go_on() -> None:
-    router = ready_router(RouterLimits(continues=False), R0, R1)
+def test_an_answer_without_tokens_of_ours_has_begun_all_the_same() -> None:
+    """A foreign replica's: its tokens are counted by nobody here."""
+    router = ready_router(None, R0, R1)
     router.handle(arrived("a"), 0.0)
     router.handle(Outputs(R0, (Output(A, (), None, 0),)), 1.0)
-    effects = router.handle(ReplicaLost(R0, "reset"), 2.0)
-    assert effects[-1] == Fail(A, "worker_lost", "replica r0 was lost: reset", 1.0)
+    _, go_on, *rest = router.handle(ReplicaLost(R0, "reset"), 2.0)
+    assert go_on == GoOn(A, R0, "reset", 0, has_begun=True)
+    assert places(rest) == [("r1", "a~2")]
 
 
-def test_a_foreign_request_that_was_not_answered_is_tried_again() -> None:
-    router = ready_router(RouterLimits(continues=False), R0, R1)
+def test_what_was_not_answered_has_not_begun() -> None:
+    router = ready_router(None, R0, R1)
     router.handle(arrived("a"), 0.0)
-    assert places(router.handle(ReplicaLost(R0, "reset"), 2.0)) == [("r1", "a~2")]
+    _, go_on, *rest = router.handle(ReplicaLost(R0, "reset"), 2.0)
+    assert go_on == GoOn(A, R0, "reset", 0)
+    assert places(rest) == [("r1", "a~2")]
+
+
+def test_what_metrics_show_beside_our_requests_is_kept_in_the_view() -> None:
+    router = ready_router(None, R0, R1)
+    router.handle(LoadSeen(R1, 7), 1.0)
+    router.handle(LoadSeen(ReplicaId("unknown"), 7), 1.0)
+    assert [view.past_us for view in router.replicas] == [0, 7]
 
 
 def test_streams_leave_a_silent_replica_and_it_is_told() -> None:
@@ -206,7 +218,7 @@ def test_a_replica_that_never_beat_is_not_judged_by_beats() -> None:
 
 
 def test_requests_that_wait_for_a_mute_foreign_replica_go_elsewhere() -> None:
-    router = ready_router(RouterLimits(continues=False, stream_silence=60.0), R0, R1)
+    router = ready_router(RouterLimits(stream_silence=60.0), R0, R1)
     router.handle(arrived("a"), 0.0)
     effects = router.handle(Tick(), 60.0)
     assert effects[0] == ReplicaJudged(

@@ -57,6 +57,18 @@ def test_retries_are_a_share_of_requests_and_three() -> None:
     assert num_retries == 13
 
 
+def test_streams_that_were_answered_go_on_however_many_break_at_once() -> None:
+    router = ready_router(RouterLimits(retry_share=0.0), R0, R1)
+    names = [f"q{index}" for index in range(20)]
+    for name in names:
+        router.handle(arrived(name), 0.0)
+    for replica in (R0, R1):
+        mine = names[0::2] if replica == R0 else names[1::2]
+        router.handle(Outputs(replica, tuple(token(name, 1) for name in mine)), 1.0)
+    moved = [router.handle(failed(name, at=R0), 2.0) for name in names[0::2]]
+    assert [len(places(effects)) for effects in moved] == [1] * 10
+
+
 def test_a_quiet_time_does_not_pay_for_a_storm() -> None:
     budget = RetryBudget(1.0)
     budget.earn(1_000_000)

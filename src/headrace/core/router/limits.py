@@ -26,7 +26,6 @@ class RouterLimits:
     refuse_infeasible: bool = True  # what asks for its first token sooner than it can come
     discount_claims: bool = True  # of the prefix index, to the share that comes true
     max_busy: Seconds = 60.0  # that a replica which says that it is full is left alone
-    continues: bool = True  # False: the replicas (foreign) cannot go on from tokens
     start_seconds: Seconds | None = None  # what a replica usually takes to become ready
     silent_after: Seconds = 3.0  # without a sign of life from a replica that beats
     stuck_after: Seconds = 10.0  # without a step of a replica that has work

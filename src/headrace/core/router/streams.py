@@ -132,7 +132,6 @@ class Streams:
         tracked.num_losses += tracked.answered
         may_go_on = (
             event.retryable
-            and self._can_continue(tracked)
             and tracked.num_retries <= limits.max_retries
             and (not tracked.answered or tracked.num_losses <= limits.max_migrations)
             and (event.retry_after is None or self._has_another(tracked, event.replica, now))
@@ -185,7 +184,7 @@ class Streams:
         deadline = tracked.request.deadline
         if deadline is not None and deadline <= now:
             return [*told, self.fail(tracked, deadline_failure(tracked.id), now)]
-        if not may_go_on or not self._can_continue(tracked):
+        if not may_go_on:
             message = f"replica {replica} was lost: {reason}"
             failure = Fail(tracked.id, ReplicaLost.code, message, 1.0)
             return [*told, self.fail(tracked, failure, now)]
@@ -194,14 +193,11 @@ class Streams:
         tracked.tried = (*tracked.tried, replica)
         self.queue.take_back(tracked, now)
         has_begun = tracked.answered and not tracked.tokens
-        return [GoOn(tracked.id, replica, reason, len(tracked.tokens), has_begun), *told]
+        return [GoOn(tracked.id, replica, reason, len(tracked.tokens), has_begun=has_begun), *told]
 
     def _has_another(self, tracked: Tracked, replica: ReplicaId, now: Seconds) -> bool:
         tried = (*tracked.tried, replica)
         return any(member.view.replica not in tried for member in self._fleet.open(now))
-
-    def _can_continue(self, tracked: Tracked) -> bool:
-        return self._limits.continues or not tracked.answered
 
     def _end(self, tracked: Tracked, now: Seconds) -> None:
         del self.alive[tracked.id]

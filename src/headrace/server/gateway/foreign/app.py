@@ -202,6 +202,5 @@ def _build_router(config: GatewayConfig) -> Router:
         retry_share=config.retry_share,
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
-        continues=True,  # each link says what its streams can
     )
     return Router(limits, Canaries(Weighted(build_policy(config.policy))))
