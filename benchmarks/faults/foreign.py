@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.testing.openai_replica import word_of
+from headrace.testing.openai_texts import word_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
