@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.server.gateway.foreign.answers import Billing, StreamJudge
@@ -78,6 +78,7 @@ def seen_by(body: bytes, path: str) -> str:
     return str(last["content"]) if last["role"] == "assistant" else ""
 
 
+@settings(deadline=None)
 @given(PIECES, PIECES, PATHS, st.data())
 def test_a_stream_in_two_parts_has_the_text_of_one(
     first: list[str], second: list[str], path: str, data: st.DataObject
