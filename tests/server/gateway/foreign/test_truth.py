@@ -7,9 +7,9 @@ from foreign_serving import serving
 
 from headrace.core.router.knowledge import MIN_PREDICTIONS, KvKnowledge
 from headrace.monitoring import table
-from headrace.testing import openai_replica
 from headrace.testing.async_test import async_test
 from headrace.testing.openai_replica import Script
+from headrace.testing.openai_texts import AnswerText
 
 LONG = "a mill by the river " * 100  # some chunks
 
@@ -19,7 +19,7 @@ def bill(monkeypatch: pytest.MonkeyPatch, cached: int | None) -> None:
     usage: dict[str, object] = {"prompt_tokens": 500, "completion_tokens": 4}
     if cached is not None:
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
-    monkeypatch.setattr(openai_replica._Text, "_usage", lambda *_: usage)
+    monkeypatch.setattr(AnswerText, "_usage", lambda *_: usage)
 
 
 @pytest.mark.parametrize("stream", [True, False])

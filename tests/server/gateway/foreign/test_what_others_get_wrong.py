@@ -61,6 +61,7 @@ async def test_affinity_leaves_no_server_idle_when_there_are_several_prefixes() 
 async def test_nothing_is_held_back_on_the_way_to_a_server() -> None:
     async with serving(Script()) as rig:
         await rig.chat()
-        (kept, *_) = rig.gateway.watches[0].upstream._kept
-        sock = kept._transport.get_extra_info("socket")
+        upstream = rig.gateway.watches[0].upstream
+        await rig.until(lambda: len(upstream._kept) > 0)
+        sock = upstream._kept[0]._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
