@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.clock import MonotonicClock
@@ -14,7 +16,6 @@ from headrace.server.child import run_on_loop
 from headrace.testing.openai_replica import OpenAIReplica, Script
 
 if TYPE_CHECKING:
-    import argparse
     import socket
 
 _MS = 1e-3
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Answer as OpenAI's API does, the same to the same prompt; fail as told."
     parser.usage = "headrace fake-replica [--port PORT] [how it answers, refuses and fails]"
     parser.epilog = _EPILOG
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=26)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=int, default=0, help="port; 0 takes any (0)")
