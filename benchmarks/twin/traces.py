@@ -143,7 +143,8 @@ def _print_time(run: TimedRun) -> None:
     )
 
 
-def _find(folder: Path, name: str) -> str:
+def find_trace(folder: Path, name: str) -> str:
+    """Return the path of a trace, plain or gzip. Raises UsageError."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return str(path)
@@ -160,10 +161,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.what == "azure":
-        name = _find(args.data, "AzureLLMInferenceTrace_conv.csv")
+        name = find_trace(args.data, "AzureLLMInferenceTrace_conv.csv")
         runs = play_azure(open_trace(name, seed=0, limit=args.limit))
     else:
-        name = _find(args.data, "conversation_trace.jsonl")
+        name = find_trace(args.data, "conversation_trace.jsonl")
         runs = play_mooncake(open_trace(name, seed=0, limit=args.limit), args.rates)
     if args.json is not None:
         words = ["python", "benchmarks/twin/traces.py", args.what, "--data", "DIR"]

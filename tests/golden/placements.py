@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.core.balancer.policy import ReplicaFacts
-from headrace.core.balancer.registry import POLICIES
+from headrace.core.balancer.registry import POLICIES, build_policy
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.events import (
     CancelAt,
@@ -50,7 +50,7 @@ class Play:
 
     def __init__(self, policy: str) -> None:
         self.lines: list[str] = []
-        self._router = Router(RouterLimits(max_outstanding=4), POLICIES[policy]())
+        self._router = Router(RouterLimits(max_outstanding=4), build_policy(policy))
         self._where: dict[str, ReplicaId] = {}
         self._now = 0.0
         for replica in (R0, R1, R2):

@@ -14,7 +14,7 @@ from headrace.cli.terminal import draws_bars
 from headrace.clock import MonotonicClock
 from headrace.config import read_environment
 from headrace.core.autoscaler.config import AutoscalerConfig
-from headrace.core.balancer.registry import build_policy
+from headrace.core.balancer.registry import POLICY_WORDS, build_policy
 from headrace.core.costs.roofline import Deployment, Precision
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.errors import UsageError
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precisions = [precision.value for precision in Precision]
     add("--precision", choices=precisions, default=precisions[0], metavar="P", help="bf16 or fp8")
     add("--replicas", type=int, default=1, metavar="N", help="ready when the trace begins (1)")
-    add("--policy", default="predicted_ttft", metavar="NAME", help="balancer (predicted_ttft)")
+    add("--policy", default="predicted_ttft", metavar="NAME", help=POLICY_WORDS)
     add("--compare", metavar="A,B,..", help="policies, one run each, side by side")
     add("--autoscale", metavar="A:B", help="scale by load, from A to B replicas")
     add("--target-ttft", type=_positive, default=1.0, metavar="S", help="of scaling (1)")

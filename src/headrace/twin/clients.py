@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from headrace.executor.base import ExecutorSpec
+    from headrace.monitoring.goodput import Targets
     from headrace.twin.groups import Group, Window
     from headrace.twin.simulator import Simulator
     from headrace.twin.traces.arrivals import Arrival
@@ -50,6 +51,7 @@ class Writer:
             priority=terms.priority,
             first_token_by=None if ttft is None else now + ttft,
             itl=itl,
+            session=arrival.session,
         )
 
     def stream(self, arrival: Arrival, group: Group, now: Seconds) -> Stream:
@@ -86,10 +88,11 @@ class Clients:
         simulator: Simulator,
         concurrency: int | None,
         window: Window | None,
+        targets: Targets,
         on_done: Callable[[], None],
     ) -> None:
         self.ledger = Ledger(self._ended)
-        self.groups = Groups(window or EVER)
+        self.groups = Groups(window or EVER, targets)
         self._arrivals = arrivals
         self._writer = writer
         self._simulator = simulator

@@ -148,6 +148,7 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
         simulator=simulator,
         concurrency=config.concurrency,
         window=config.window,
+        targets=config.targets,
         on_done=simulator.stop,
     )
     launcher = Launcher(config, spec, simulator)
@@ -165,7 +166,7 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
         ),
     )
     gateway = SimulatedGateway(
-        Router(config.router, build_policy(config.policy)),
+        Router(config.router, build_policy(config.policy, config.seed)),
         clients.ledger,
         simulator=simulator,
         clock_offset=clock_offset(config.seed, -2),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.core.router.machine import RouterLimits
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.monitoring.goodput import NO_TARGETS, Targets
 from headrace.twin.network import Delay
 
 if TYPE_CHECKING:
@@ -70,4 +71,5 @@ class SimulationConfig:
     beat_period: Seconds = 0.5
     load_period: Seconds = 0.25  # between two reports of a gateway to the controller
     window: Window | None = None  # only what happens in it counts for groups of requests
+    targets: Targets = NO_TARGETS  # goodput of requests that ask for nothing; nobody else knows
     concurrency: int | None = None  # closed loop: so many at a time, whatever the trace says

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.monitoring.goodput import Pace, missed
+from headrace.monitoring.goodput import NO_TARGETS, Pace, Targets, missed
 from headrace.types import FinishReason, PriorityClass
 
 if TYPE_CHECKING:
@@ -36,9 +36,13 @@ class GroupKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Counts of requests that began in ``window``, and of tokens that came in it."""
+    """Counts of requests that began in ``window``, and of tokens that came in it.
+
+    Goodput of requests that ask for nothing is measured by ``targets``, of which nobody else knows.
+    """
 
     window: Window = EVER
+    targets: Targets = NO_TARGETS
     requests: int = 0
     completed: int = 0
     with_targets: int = 0
@@ -74,7 +78,7 @@ class Group:
         if state == FinishReason.LENGTH:
             self.completed += 1
             self.e2e.append(pace.seconds)
-        found = missed(terms.targets, pace, state)
+        found = missed(self.targets if terms.targets == NO_TARGETS else terms.targets, pace, state)
         if found is not None:
             self.with_targets += 1
             self.within_targets += not found
@@ -84,8 +88,9 @@ class Group:
 class Groups:
     """A Group for each class and tenant of a trace."""
 
-    def __init__(self, window: Window = EVER) -> None:
+    def __init__(self, window: Window = EVER, targets: Targets = NO_TARGETS) -> None:
         self.window = window
+        self._targets = targets
         self._groups: dict[GroupKey, Group] = {}
 
     def of(self, terms: Terms) -> Group:
@@ -93,7 +98,7 @@ class Groups:
         key = GroupKey(terms.priority, terms.tenant)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(self.window)
+            group = self._groups[key] = Group(self.window, self._targets)
         return group
 
     def rows(self) -> list[tuple[GroupKey, Group]]:

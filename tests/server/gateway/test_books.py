@@ -10,7 +10,7 @@ import pytest
 from gateway_serving import CHAT, COMPLETE, Served, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from headrace.core.balancer.registry import POLICIES
+from headrace.core.balancer.registry import POLICIES, Entry
 from headrace.core.router.events import AttemptFailed
 from headrace.core.router.knowledge import MIN_PREDICTIONS
 from headrace.core.scheduler.events import ReportLoad
@@ -142,7 +142,7 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
             for family in text_string_to_metric_families(scrape.body.decode())
             if family.samples
         }
-    monkeypatch.setitem(POLICIES, "broken", BrokenPolicy)
+    monkeypatch.setitem(POLICIES, "broken", Entry(lambda _: BrokenPolicy(), "raises"))
     async with serving(text, GatewayConfig(policy="broken")) as served:
         assert (await served.chat()).status == 200, "a broken policy fails no request"
         assert served.registry.value(table.POLICY_FALLBACKS, "broken") == 1

@@ -79,6 +79,14 @@ class Choice(NamedTuple):
     predicted_ttft: Seconds | None = None
 
 
+class Random(Protocol):
+    """Where chance comes from: seeded, so that a run can be told again."""
+
+    def below(self, limit: int) -> int:
+        """Return a whole number from 0 up to, not including, ``limit`` >= 1, each as likely."""
+        ...
+
+
 class Policy(Protocol):
     """Decides by what it is shown; may keep state that depends on earlier calls only."""
 

@@ -1,60 +1,81 @@
 """predicted_ttft: where the first token comes soonest, counting what it costs the others.
 
-Cost in seconds = time to my first token there + HARM * (what I do to each stream there)::
+Cost in seconds = my time to the first token there
+                + WORK_PRICE * busy * b * what I lack there and have elsewhere
+                + HARM * what I do to all streams there::
 
-    work    = uncached prompt tokens sent there and not answered yet + mine
-    steps   = work / (max_num_batched_tokens - decodes), rounded up
-    ttft    = steps * (a + c * decodes) + b * work + wait for room
-    my harm = decodes * (b * my uncached tokens + c * TYPICAL_OUTPUT)
+    ttft  = steps * (a + c * decodes) + b * (prompt tokens sent there and not answered yet + mine)
+            + wait for room
+    steps = prompt tokens of all that / (max_num_batched_tokens - decodes), rounded up
+    busy  = share of replicas where prompts wait
+    harm  = decodes * (b * mine + c * TYPICAL_OUTPUT)
 
-a, b, c: core/costs/step_time.py. Load is what this router sent and has not seen end, so that two
-decisions in one report period never see the same numbers. Costs closer than TOLERANCE are equal
-(the prediction is no better): among equals the fewest requests win, then rendezvous hashing on
-the prompt's first block, so that gateways agree without talking and equal prefixes meet.
+a, b, c: core/costs/step_time.py; replicas whose speed is about the same are taken to be the same,
+since what is left are errors of the fit. Load is what this router sent and has not seen end, so
+that two decisions in one report period never see the same numbers.
+
+Work that is done twice has a price because whoever comes later waits for it: a policy that looks
+only at my first token leaves a prefix as soon as its holder is busy, exactly under load. A **hot**
+prefix is copied early instead: what I lack is paid by those who will use it as well, as many as
+came lately (heat.py), shared by the replicas that then have it.
+
+Costs closer than TOLERANCE are equal (the prediction is no better): among equals the fewest
+requests win, then rendezvous hashing on the prompt's first block, so that gateways agree without
+talking and equal prefixes meet; prompts without a block go anywhere, by chance.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from hashlib import sha256
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.balancer.candidates import as_candidates
+from headrace.core.balancer.draws import Draws, rendezvous
+from headrace.core.balancer.heat import Heat
+from headrace.core.balancer.homes import DEFAULT_BLOCK
 from headrace.core.balancer.policy import Choice, Score
+from headrace.core.costs.step_time import StepCosts
+from headrace.types import block_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.core.balancer.policy import Candidate, ReplicaView
-    from headrace.types import ReplicaId, Request, Seconds, Tokens
+    from headrace.core.balancer.policy import Candidate, Random, ReplicaView
+    from headrace.types import Request, Seconds, Tokens
 
-HARM = 0.1
-"""What a second that another stream waits is worth, in seconds of mine.
+HARM = 0.05
+"""What a second that one stream waits is worth, in seconds of mine. More makes answers quicker and
+the slowest first tokens slower: prompts queue where nobody decodes."""
 
-On 2,500 requests of the Mooncake conversation trace and 8 simulated H100 (8-billion model), the
-mean TTFT is within 3 % from 0 to 0.3, and the more the harm counts the shorter whole answers are
-(p95 of E2E 9.9, 9.8, 9.5, 8.8 s for 0, 0.02, 0.1, 0.3).
+WORK_PRICE = 10.0
+"""What a second of computing twice is worth where all replicas have prompts waiting, in seconds of
+mine. It is more than one because others come before the queue that it makes is gone.
+
+Both were found with 1,000 requests at a time of the Mooncake conversation trace near saturation;
+benchmarks/results/policies.md has what they do there, and elsewhere.
 """
 
+ALIKE = 0.25  # of the mean time for a prompt token: replicas closer to it are one kind
 TYPICAL_OUTPUT = 128  # tokens that a stream still has to go, where nobody knows
-TOLERANCE = 0.05  # of the lowest cost
+TOLERANCE = 0.02  # of the lowest cost
 BATCHED_TOKENS = 2048  # in a step of a replica that does not say
 MAX_PRICED = 16  # candidates
 SAMPLE = 6
-"""Of more: those that hold most of the prompt, and of the others each time the next few. The best
+"""Of more: those that hold most of the prompt, and of the others a few from anywhere. The best
 of many is little better than the best of these (Mitzenmacher 2001): with 64 simulated H100, 4,000
 requests of 96 prefixes at 500 a second, 6, 8 and 16 have the same TTFT (p95 0.11 s)."""
 
 _COST = itemgetter(1)  # of a Score
 
 
-def seconds_to_first_token(view: ReplicaView, uncached: Tokens, context: Tokens) -> Seconds:
+def seconds_to_first_token(
+    view: ReplicaView, uncached: Tokens, context: Tokens, costs: StepCosts | None = None
+) -> Seconds:
     """Return the time until a request that comes now has its first token.
 
-    ``uncached`` of its ``context`` prompt tokens must be computed.
+    ``uncached`` of its ``context`` prompt tokens must be computed. ``costs``: else the replica's.
     """
-    facts, (a, b, c) = view.facts, view.costs
+    facts, (a, b, c) = view.facts, costs or view.costs
     decodes, present = view.decoding, view.outstanding
     work = view.prefill_tokens + (uncached or 1)
     room = (facts.max_num_batched_tokens or BATCHED_TOKENS) - decodes
@@ -69,10 +90,42 @@ def seconds_to_first_token(view: ReplicaView, uncached: Tokens, context: Tokens)
     return seconds
 
 
-def harm_to_others(view: ReplicaView, uncached: Tokens) -> Seconds:
+class Copy(NamedTuple):
+    """What one more copy of the prompt's known part is about.
+
+    ``most``: how much of it one replica has. ``users``: those that will use a copy, me included.
+    """
+
+    most: Tokens
+    users: float
+    busy: float  # share of replicas where prompts wait
+
+    def price(self, costs: StepCosts, cached: Tokens) -> Seconds:
+        """Return what making one costs, where ``cached`` tokens are there.
+
+        The other users pay for their shares, of what I wait for it too.
+        """
+        mine = 1.0 / self.users
+        missing = costs.prefill_token * (self.most - cached)
+        return missing * (WORK_PRICE * self.busy * mine - (1.0 - mine))
+
+
+def harm_to_others(view: ReplicaView, uncached: Tokens, costs: StepCosts) -> Seconds:
     """Return how long all streams there together wait for my prompt and my tokens."""
-    _, b, c = view.costs
-    return view.decoding * (b * uncached + c * TYPICAL_OUTPUT)
+    work = costs.prefill_token * uncached + costs.output_token * TYPICAL_OUTPUT
+    return view.decoding * work
+
+
+def costs_of(candidates: Sequence[Candidate]) -> list[StepCosts]:
+    """Return the costs to reckon with: the mean for those near it, else a replica's own."""
+    all_costs = [view.costs for view, _ in candidates]
+    number = len(all_costs)
+    mean = StepCosts(*(sum(column) / number for column in zip(*all_costs, strict=True)))
+    near = ALIKE * mean.prefill_token
+    return [
+        mean if abs(costs.prefill_token - mean.prefill_token) <= near else costs
+        for costs in all_costs
+    ]
 
 
 class PredictedTtft:
@@ -80,43 +133,56 @@ class PredictedTtft:
 
     name = "predicted_ttft"
 
-    def __init__(self) -> None:
-        self._turn = 0
+    def __init__(self, random: Random | None = None) -> None:
+        self._random = random or Draws()
+        self._heat = Heat()
 
     def choose(
         self, request: Request, prompt_tokens: Tokens, candidates: Sequence[Candidate]
     ) -> Choice:
         """See Policy."""
         if len(candidates) > MAX_PRICED:
-            candidates = as_candidates(candidates).few(SAMPLE, self._turn)
-            self._turn += SAMPLE // 2
-        scores, costs, times = [], [], []
-        for view, cached in candidates:
+            start = self._random.below(len(candidates))
+            candidates = as_candidates(candidates).few(SAMPLE, start)
+        copy = self._copy(request, candidates)
+        scores, seconds = [], []
+        for (view, cached), costs in zip(candidates, costs_of(candidates), strict=True):
             uncached = prompt_tokens - cached
-            cost = seconds = seconds_to_first_token(view, uncached, prompt_tokens)
+            ttft = cost = seconds_to_first_token(view, uncached, prompt_tokens, costs)
+            if cached < copy.most:
+                cost += copy.price(costs, cached)
             if view.decoding:
-                cost += HARM * harm_to_others(view, uncached)
+                cost += HARM * harm_to_others(view, uncached, costs)
+            seconds.append(ttft)
             scores.append(Score(view.replica, cost, cached))
-            costs.append(cost)
-            times.append(seconds)
-        limit = min(costs) * (1 + TOLERANCE)
-        equals = [index for index, cost in enumerate(costs) if cost <= limit]
+        lowest = min(score.cost for score in scores)
+        limit = lowest + TOLERANCE * abs(lowest)
+        equals = [index for index, score in enumerate(scores) if score.cost <= limit]
         index = equals[0] if len(equals) == 1 else self._break_tie(request, candidates, equals)
-        reason = _reason(candidates[index].view, times[index], prompt_tokens, scores, index)
-        return Choice(scores[index].replica, reason, tuple(scores), times[index])
+        reason = _reason(candidates[index].view, seconds[index], prompt_tokens, scores, index)
+        if copy.users > 1 and scores[index].cached_tokens < copy.most:
+            reason += f"; a copy of {copy.most} tokens for {copy.users:.1f}"
+        return Choice(candidates[index].view.replica, reason, tuple(scores), seconds[index])
+
+    def _copy(self, request: Request, candidates: Sequence[Candidate]) -> Copy:
+        """One is used by its share of those that come for this prefix."""
+        most = max(candidate.cached_tokens for candidate in candidates)
+        busy = sum(view.prefill_tokens > 0 for view, _ in candidates) / len(candidates)
+        if not most or not request.chain:
+            return Copy(most, 1.0, busy)
+        holders = [view for view, cached in candidates if cached == most]
+        depth = most // (holders[0].facts.block_size or DEFAULT_BLOCK)
+        prefix = request.chain[min(max(depth, 1), len(request.chain)) - 1]
+        return Copy(most, max(1.0, self._heat.note(prefix) / (len(holders) + 1)), busy)
 
     def _break_tie(
         self, request: Request, candidates: Sequence[Candidate], equals: Sequence[int]
     ) -> int:
         fewest = min(candidates[index].view.outstanding for index in equals)
-        first_block = request.chain[0] if request.chain else b""
-        if not first_block:
-            self._turn += 1
-            first_block = self._turn.to_bytes(8, "little")
-        seed = int.from_bytes(first_block[:8], "little")
+        key = block_key(request.chain[0]) if request.chain else self._random.below(1 << 64)
         return max(
             (index for index in equals if candidates[index].view.outstanding == fewest),
-            key=lambda index: _rendezvous(seed, candidates[index].view.replica),
+            key=lambda index: rendezvous(key, candidates[index].view.replica),
         )
 
 
@@ -134,18 +200,3 @@ def _reason(
         return f"{reason}; no other"
     second = min((*scores[:chosen], *scores[chosen + 1 :]), key=_COST)
     return f"{reason}; cost {scores[chosen].cost:.3g}, next best {second.replica} {second.cost:.3g}"
-
-
-def _rendezvous(seed: int, replica: ReplicaId) -> int:
-    """Return the weight of a replica for a prefix: any two replicas' order is as good as random.
-
-    The multiplier is that of SplitMix64 (Steele, Lea, Flood 2014).
-    """
-    mixed = ((seed ^ _number_of(replica)) * 0xBF58476D1CE4E5B9) & 0xFFFF_FFFF_FFFF_FFFF
-    mixed ^= mixed >> 31
-    return (mixed * 0x94D049BB133111EB) & 0xFFFF_FFFF_FFFF_FFFF
-
-
-@lru_cache(maxsize=1024)
-def _number_of(replica: ReplicaId) -> int:
-    return int.from_bytes(sha256(replica.encode()).digest()[:8], "little")

@@ -152,7 +152,7 @@ def build_gateway(
         if not ended.done():
             ended.set_exception(error)
 
-    router = _build_router(config)
+    router = _build_router(config, outside.random_bits(64))
     model = _build_model(config, text, names, outside)
     figures = outside.figures
     questions = _build_questions(config, router, model, figures, outside)
@@ -264,7 +264,7 @@ def _build_questions(
     )
 
 
-def _build_router(config: GatewayConfig) -> Router:
+def _build_router(config: GatewayConfig, seed: int) -> Router:
     limits = RouterLimits(
         max_waiting=config.max_waiting,
         max_wait=config.max_wait,
@@ -278,7 +278,7 @@ def _build_router(config: GatewayConfig) -> Router:
         discount_claims=config.discount_claims,
         refuse_infeasible=config.refuse_infeasible,
     )
-    return Router(limits, build_policy(config.policy))
+    return Router(limits, build_policy(config.policy, seed))
 
 
 def _build_model(

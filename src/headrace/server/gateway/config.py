@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from headrace.core.balancer.registry import POLICY_WORDS
 from headrace.server.gateway.http.limits import HttpLimits
 
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
@@ -29,9 +30,7 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ] = 256
     max_wait: Annotated[_Seconds, Meta(description="how long one may wait there")] = 30.0
     max_outstanding: Annotated[_Number, Meta(description="requests on one replica")] = 512
-    policy: Annotated[
-        str, Meta(description="balancer: predicted_ttft, least_requests, round_robin")
-    ] = "predicted_ttft"
+    policy: Annotated[str, Meta(description=POLICY_WORDS)] = "predicted_ttft"
     max_migrations: Annotated[
         int, Meta(ge=0, le=16, description="times a request may go on elsewhere; 0: never")
     ] = 3

@@ -22,7 +22,8 @@ _NUMBER_SHIFT = 52
 class Arrival(NamedTuple):
     """A request, ``at`` seconds after the trace begins. Its tokens are made when it arrives.
 
-    ``seed`` is the key of its answer's text; ``terms`` say whose it is and what it asks for.
+    ``seed`` is the key of its answer's text; ``terms`` say whose it is and what it asks for,
+    ``session`` names its conversation ("": nobody said).
     """
 
     at: Seconds
@@ -30,6 +31,7 @@ class Arrival(NamedTuple):
     max_tokens: Tokens
     seed: int
     terms: Terms = PLAIN
+    session: str = ""
 
     @property
     def prompt_tokens(self) -> Tokens:

@@ -155,7 +155,7 @@ def build_foreign_gateway(
 def _build_pool(
     config: GatewayConfig, journal: Journal, outside: Outside, fail: Callable[[Exception], None]
 ) -> tuple[Router, Traffic]:
-    router = _build_router(config)
+    router = _build_router(config, outside.random_bits(64))
     traffic = Traffic(
         router,
         replicas=ForeignReplicas(),
@@ -192,7 +192,7 @@ def build_foreign_routes(
     )
 
 
-def _build_router(config: GatewayConfig) -> Router:
+def _build_router(config: GatewayConfig, seed: int) -> Router:
     limits = RouterLimits(
         max_waiting=config.max_waiting,
         max_wait=config.max_wait,
@@ -203,4 +203,4 @@ def _build_router(config: GatewayConfig) -> Router:
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
     )
-    return Router(limits, Canaries(Weighted(build_policy(config.policy))))
+    return Router(limits, Canaries(Weighted(build_policy(config.policy, seed))))

@@ -1,10 +1,13 @@
-"""Compare balancer policies on the real model: three replicas, shared prefixes.
+"""Compare balancer policies on the real model: three replicas, shared prefixes, conversations.
 
-    python benchmarks/serve/policies.py --policies predicted_ttft,round_robin --rounds 3
+    python benchmarks/serve/real_policies.py --rounds 3
+    python benchmarks/serve/real_policies.py --policies predicted_ttft,lmetric --workloads C
 
-Rounds are interleaved. In each turn `headrace serve` is started with empty caches, gets workload C
-(64 requests in 8 groups with 600 common and 40 own tokens, 16 at a time, 32 out) and is stopped.
-Writes JSON with every turn; prints medians: share of prompt tokens cached, TTFT, output rate.
+Rounds are interleaved. In each turn `headrace serve` is started with empty caches, gets a workload
+and is stopped: C (64 requests in 8 groups with 600 common and 40 own tokens, 16 at a time, 32 out)
+or D (12 conversations side by side, 5 turns each). Writes JSON with every turn; prints medians by
+workload: share of prompt tokens cached, TTFT, output rate. Replicas that share two cores
+disturb each other, so judge the cached share and the order of TTFT, not their size.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from headrace.bench.environment import Environment, describe_environment
 from headrace.cli.models import local_model
 from headrace.clock import MonotonicClock
 from headrace.config import Config, read_environment
+from headrace.core.balancer.registry import POLICIES, build_policy
+from headrace.core.balancer.round_robin import RoundRobin
 from headrace.testing.server_process import running_server
 
 if TYPE_CHECKING:
@@ -43,6 +48,7 @@ class Turn:
     """One policy's turn in a round."""
 
     policy: str
+    workload: str
     round: int
     cached_share: float
     summary: Summary
@@ -64,9 +70,8 @@ class Result:
 
     environment: Environment
     flags: Sequence[str]
-    workload: str
     turns: Sequence[Turn]
-    medians: dict[str, Medians]
+    medians: dict[str, dict[str, Medians]]  # by workload and policy
 
 
 def token_counter() -> CountTokens:
@@ -76,21 +81,23 @@ def token_counter() -> CountTokens:
     return lambda prompt: len(text.tokenizer.encode(prompt))
 
 
-def take_turn(policy: str, number: int, args: argparse.Namespace, count: CountTokens) -> Turn:
+def take_turn(
+    policy: str, workload: str, number: int, args: argparse.Namespace, count: CountTokens
+) -> Turn:
     """Start a server, load it, stop it."""
     flags = ("--policy", policy, *server_flags(args))
     with (
         running_server(DEFAULT_MODEL, *flags) as server,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        summary = runner.run(load(f"{server.url}/v1", args, number, count))
+        summary = runner.run(load(f"{server.url}/v1", workload, args.seed, number, count))
     share = summary.cached_tokens / max(1, summary.prompt_tokens)
-    turn = Turn(policy=policy, round=number, cached_share=share, summary=summary)
+    turn = Turn(policy=policy, workload=workload, round=number, cached_share=share, summary=summary)
     ttft = summary.ttft_ms
     assert ttft is not None, summary.errors
     print(
-        f"  round {number} {policy:<16} cached {share:6.1%}  TTFT p50 {ttft.p50:7.0f} ms  "
-        f"p95 {ttft.p95:7.0f} ms  {summary.output_tokens_per_s:6.1f} tokens/s"
+        f"  round {number} {workload} {policy:<20} cached {share:6.1%}  TTFT p50 {ttft.p50:7.0f}"
+        f" ms  p95 {ttft.p95:7.0f} ms  {summary.output_tokens_per_s:6.1f} tokens/s"
         f"{f'  {summary.failed} FAILED' if summary.failed else ''}",
         flush=True,
     )
@@ -102,13 +109,13 @@ def server_flags(args: argparse.Namespace) -> list[str]:
     return ["--replicas", str(args.replicas), "--threads", str(args.threads)]
 
 
-async def load(base_url: str, args: argparse.Namespace, number: int, count: CountTokens) -> Summary:
+async def load(base_url: str, workload: str, seed: int, number: int, count: CountTokens) -> Summary:
     """Run the workload once."""
     clock = MonotonicClock()
     client = Client(target=Target(base_url=base_url), model=DEFAULT_MODEL, clock=clock)
-    driver = Driver(client, clock, Prompts(count, args.seed, number))
+    driver = Driver(client, clock, Prompts(count, seed, number))
     await driver.warm_up()
-    return await driver.run(args.workload)
+    return await driver.run(workload)
 
 
 def medians_of(turns: Sequence[Turn]) -> Medians:
@@ -122,10 +129,13 @@ def medians_of(turns: Sequence[Turn]) -> Medians:
     )
 
 
-def print_table(medians: dict[str, Medians]) -> None:
-    """Print medians, with ratios to the last policy."""
-    base = list(medians.values())[-1]
-    print(f"\n{'medians':<18}{'cached':>8}{'TTFT p50':>12}{'TTFT p95':>12}{'tokens/s':>12}")
+def print_table(workload: str, medians: dict[str, Medians]) -> None:
+    """Print medians of one workload, with ratios to round_robin, else to the last policy."""
+    base = medians.get(RoundRobin.name, list(medians.values())[-1])
+    print(
+        f"\n{workload + ', medians':<20}{'cached':>8}{'TTFT p50':>12}{'TTFT p95':>12}"
+        f"{'tokens/s':>12}"
+    )
     for policy, row in medians.items():
         ratios = (
             row.ttft_p50_ms / base.ttft_p50_ms,
@@ -133,7 +143,7 @@ def print_table(medians: dict[str, Medians]) -> None:
             row.output_tokens_per_s / base.output_tokens_per_s,
         )
         print(
-            f"{policy:<18}{row.cached_share:>8.1%}{row.ttft_p50_ms:>9.0f} ms"
+            f"{policy:<20}{row.cached_share:>8.1%}{row.ttft_p50_ms:>9.0f} ms"
             f"{row.ttft_p95_ms:>9.0f} ms{row.output_tokens_per_s:>12.1f}   "
             + " / ".join(f"x{ratio:.2f}" for ratio in ratios)
         )
@@ -144,8 +154,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--policies", default="predicted_ttft,least_requests,round_robin")
-    parser.add_argument("--workload", default="C", choices=["B", "C", "D"])
+    parser.add_argument("--policies", default=",".join(POLICIES), help="(all)")
+    parser.add_argument("--workloads", default="C,D", help="of B, C, D (C,D)")
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of each replica")
     parser.add_argument("--rounds", type=int, default=3)
@@ -153,21 +163,28 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     count = token_counter()
-    policies = args.policies.split(",")
+    policies, workloads = args.policies.split(","), args.workloads.split(",")
+    for policy in policies:
+        build_policy(policy)  # an unknown one is told before a long run
     turns = [
-        take_turn(policy, number, args, count)
+        take_turn(policy, workload, number, args, count)
         for number in range(1, args.rounds + 1)
+        for workload in workloads
         for policy in policies
     ]
     medians = {
-        policy: medians_of([turn for turn in turns if turn.policy == policy]) for policy in policies
+        workload: {
+            policy: medians_of([t for t in turns if (t.workload, t.policy) == (workload, policy)])
+            for policy in policies
+        }
+        for workload in workloads
     }
-    print_table(medians)
+    for workload in workloads:
+        print_table(workload, medians[workload])
     if args.json is not None:
         result = Result(
             environment=describe_environment(sys.argv),
             flags=server_flags(args),
-            workload=args.workload,
             turns=turns,
             medians=medians,
         )
