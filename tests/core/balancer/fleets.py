@@ -27,6 +27,7 @@ def view(
     context: int = 0,
     costs: StepCosts = COSTS,
     facts: ReplicaFacts = FACTS,
+    life: int = 0,
 ) -> ReplicaView:
     return ReplicaView(
         replica=ReplicaId(name),
@@ -37,6 +38,7 @@ def view(
         decoding=decoding,
         context_tokens=context,
         costs=costs,
+        life=life,
     )
 
 

@@ -17,6 +17,7 @@ from headrace.core.balancer.prefix_tree import PrefixTree
 from headrace.core.balancer.registry import build_policy
 from headrace.core.balancer.sent import Sent
 from headrace.core.balancer.sglang_cache_aware import SglangCacheAware
+from headrace.core.balancer.weighted import Weighted
 
 REMEMBERING = ("prefix_tree", "sglang_cache_aware")
 
@@ -50,8 +51,18 @@ def test_a_restarted_replica_has_lost_what_was_sent_there(name: str) -> None:
     """llm-d/llm-d-router#2853: its blocks stayed in the index."""
     policy, candidates = build_policy(name), loaded(0, 1)
     assert chosen(policy, candidates, asks(1, 2)) == "r0"
-    restarted = [Candidate(view("r0", outstanding=1), 0), Candidate(view("r1"), 0)]
+    restarted = [Candidate(view("r0", outstanding=1, life=1), 0), Candidate(view("r1"), 0)]
     assert chosen(policy, restarted, asks(1, 2)) == "r1"
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_load_that_came_past_us_does_not_make_it_forget(name: str) -> None:
+    """Then a policy sees views made for the occasion."""
+    policy, candidates = Weighted(build_policy(name)), loaded(0, 1)
+    for candidate in candidates:
+        candidate.view.past_us = 1
+    assert chosen(policy, candidates, asks(1, 2)) == "r0"
+    assert chosen(policy, load(candidates, 1, 1), asks(1, 2)) == "r0"
 
 
 def test_prefix_tree_leaves_a_replica_with_more_than_its_share() -> None:

@@ -42,6 +42,7 @@ class ReplicaView:
     decoding: int = 0
     context_tokens: Tokens = 0
     past_us: int = 0  # requests there that this router knows only from what its metrics say
+    life: int = 0  # another number whenever a replica comes back, with nothing cached
     report: ReportLoad | None = None
     costs: StepCosts = PRIOR  # as its reports show
 

@@ -30,7 +30,7 @@ class Sent:
     def __init__(self, *, max_replicas: int = MAX_REPLICAS) -> None:
         self._max_replicas = max_replicas
         self._index = PrefixIndex()
-        self._views: dict[ReplicaId, ReplicaView] = {}  # the last seen comes last
+        self._lives: dict[ReplicaId, int] = {}  # the last seen comes last
 
     def __len__(self) -> int:
         """Distinct blocks."""
@@ -42,9 +42,9 @@ class Sent:
         """Return the prompt's keys, and how many of the first each candidate was sent before."""
         keys = [block_key(digest) for digest in request.chain]
         known = self._index.match(keys)
-        views = self._views
+        lives = self._lives
         depths = [
-            known.get(view.replica, 0) if views.get(view.replica) is view else 0
+            known.get(view.replica, 0) if lives.get(view.replica) == view.life else 0
             for view, _ in candidates
         ]
         return keys, depths
@@ -52,11 +52,11 @@ class Sent:
     def note(self, view: ReplicaView, keys: Sequence[BlockKey]) -> None:
         """The prompt goes there now. A replica that was restarted has lost what it had."""
         replica = view.replica
-        if self._views.pop(replica, None) is not view:
+        if self._lives.pop(replica, None) != view.life:
             self._index.add(replica)
-        self._views[replica] = view
-        while len(self._views) > self._max_replicas:
-            oldest = next(iter(self._views))
-            del self._views[oldest]
+        self._lives[replica] = view.life
+        while len(self._lives) > self._max_replicas:
+            oldest = next(iter(self._lives))
+            del self._lives[oldest]
             self._index.drop(oldest)
         self._index.assume(replica, keys, limit=view.facts.num_blocks or ASSUMED_BLOCKS)

@@ -54,12 +54,16 @@ class Fleet:
         self.drains: dict[ReplicaId, Seconds | None] = {}
         self.step_times = StepTimes()
         self._health = health
+        self._num_lives = 0
         self._max_outstanding = max_outstanding
 
     def add(self, event: ReplicaReady, now: Seconds) -> None:
         """Take in a replica that was not there."""
         replica = event.replica
-        view = ReplicaView(replica=replica, progress_at=now, facts=event.facts)
+        self._num_lives += 1
+        view = ReplicaView(
+            replica=replica, progress_at=now, facts=event.facts, life=self._num_lives
+        )
         view.costs = self.step_times.pool
         self.members[replica] = Member(view)
         self.prefixes.add(event)
