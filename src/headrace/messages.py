@@ -6,8 +6,9 @@ is a small integer that names the struct, so that a frame with the tokens of a s
 
     gateway -> engine       Hello, SubmitRequest, AbortRequest, KvSnapshotRequest
     engine -> gateway       Welcome, TokenFrame, Rejected, Load, Beat, KvChange, KvContent
-    controller -> gateway   Members, Ask
-    gateway -> controller   PoolReport, Emptied, Answer
+    controller -> gateway   Members, Ask, Answer
+    gateway -> controller   Hello, PoolReport, Emptied, Answer, AskAll, Farewell
+    gateway -> gateway      Gossip (datagrams: a version byte, then the message)
 
 A *stream* is one request on one connection: a number that the gateway counts up, never used again
 on that connection. Token ids of a prompt travel as packed u32 (little-endian). Times are
@@ -39,7 +40,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class Hello(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """The first frame of a gateway."""
+    """The first frame of a gateway. A controller is told its life: no other process has it."""
 
     gateway: Name
 
@@ -282,13 +283,54 @@ class Emptied(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
     replica: Name
 
 
+class AskAll(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=25):
+    """A question that only all gateways together can answer; the controller's Answer has the
+    same number. ``/metrics`` is the only one."""
+
+    number: U32
+    path: str
+
+
+class Farewell(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=26):
+    """The last word of a gateway that ends as it should: what it has counted (Prometheus text)."""
+
+    figures: bytes
+
+
+class GossipLoad(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """``core.router.gossip.Load`` of one replica."""
+
+    replica: Name
+    outstanding: Count
+    prefill_tokens: Count
+    decoding: Count
+    context_tokens: Count
+
+
+class GossipPool(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """``core.router.gossip.PoolShare``. ``service`` has (rank of the class, tenant, amount)."""
+
+    loads: tuple[GossipLoad, ...]
+    service: tuple[tuple[Count, str, float], ...]
+
+
+class Gossip(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=27):
+    """``core.router.gossip.Saying``: one gateway's state, whole, some ten times a second."""
+
+    life: Name
+    number: Count
+    pools: dict[str, GossipPool]
+    held: dict[str, Count]
+
+
 ToEngine: TypeAlias = Hello | SubmitRequest | AbortRequest | KvSnapshotRequest
 ToGateway: TypeAlias = Welcome | TokenFrame | Rejected | Load | Beat | KvChange | KvContent
-FromController: TypeAlias = Members | Ask
-ToController: TypeAlias = PoolReport | Emptied | Answer
+FromController: TypeAlias = Members | Ask | Answer
+ToController: TypeAlias = Hello | PoolReport | Emptied | Answer | AskAll | Farewell
 
 encode = msgpack.Encoder().encode
 decode_to_engine = msgpack.Decoder(ToEngine).decode
 decode_to_gateway = msgpack.Decoder(ToGateway).decode
 decode_from_controller = msgpack.Decoder(FromController).decode
 decode_to_controller = msgpack.Decoder(ToController).decode
+decode_gossip = msgpack.Decoder(Gossip).decode

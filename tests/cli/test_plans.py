@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.cli.plans import autoscaler_config, engine_plan, gateway_process
+from headrace.cli.plans import autoscaler_config, engine_plan, gateway_plan, gateway_start
 from headrace.config import Config, Environment
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.server.settings import AutoscalerSettings, EngineProcess, ModelFile, ServerConfig
@@ -33,12 +33,13 @@ def test_the_settings_of_the_autoscaler_are_its_config():
 def test_each_server_has_a_cache_secret_unless_the_key_file_holds_one(tmp_path: Path):
     def process(**server: str) -> GatewayProcess:
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            return gateway_process(
+            describe = gateway_plan(
                 Config(server=ServerConfig(**server)),
-                listening=listening,
+                listening=[listening],
                 directory=tmp_path,
                 model=MODEL,
             )
+            return describe(0, 0)
 
     first, second = process(), process()
     assert len(first.cache_secret) == 64
@@ -56,3 +57,25 @@ def test_an_engine_is_told_its_name_and_address(tmp_path: Path):
     assert (process.replica, process.socket) == ("r7", str(tmp_path / "r7.sock"))
     assert local.address == process.socket
     assert local.spec.name == "engine r7"
+
+
+def test_gateways_share_secrets_and_gossip_and_each_has_its_socket(tmp_path: Path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+    ):
+        describe = gateway_plan(
+            Config(), listening=[first, second], directory=tmp_path, model=MODEL
+        )
+        g0, g1, successor = describe(0, 0), describe(1, 0), describe(1, 3)
+        assert (g0.listening_fd, g1.listening_fd) == (first.fileno(), second.fileno())
+        assert successor.listening_fd == g1.listening_fd
+    assert g0.cache_secret == g1.cache_secret == successor.cache_secret
+    assert [each.name for each in (g0, g1, successor)] == ["g0", "g1", "g1-4"]
+    assert len({each.control for each in (g0, g1, successor)}) == 3
+    assert g0.gossip == g1.gossip == successor.gossip
+    assert [g0.gossip[each.place] for each in (g0, g1, successor)] == [
+        str(tmp_path / f"g{place}.gossip") for place in (0, 1, 1)
+    ]
+    assert gateway_start(successor).spec.name == "gateway g1-4"
+    assert gateway_start(successor).control == tmp_path / "g1-4.control"

@@ -37,6 +37,7 @@ from headrace.core.router.events import (
     KvListed,
     KvReported,
     Outputs,
+    PeersHeard,
     ReplicaBeat,
     ReplicaEmptied,
     ReplicaJudged,
@@ -48,6 +49,8 @@ from headrace.core.router.events import (
     RouterEffect,
     RouterEvent,
 )
+from headrace.core.router.gossip import Load
+from headrace.core.router.lanes import LaneKey
 from headrace.core.router.machine import Router, RouterLimits
 from headrace.machine import Tick
 from headrace.types import (
@@ -322,6 +325,20 @@ class RouterStates(RuleBasedStateMachine):
         for name in set(names):
             del self.clients[name]
         self.feed(ClientGone(names))
+
+    @rule(
+        loads=st.dictionaries(
+            st.sampled_from(REPLICAS), st.builds(Load, *[st.integers(0, 3)] * 4), max_size=2
+        ),
+        service=st.dictionaries(
+            st.builds(LaneKey, st.integers(0, 2), st.sampled_from(("red", "green"))),
+            st.floats(0, 500),
+            max_size=2,
+        ),
+    )
+    def hear_of_others(self, loads: dict[ReplicaId, Load], service: dict[LaneKey, float]) -> None:
+        """Other gateways have something there, and served somebody."""
+        self.feed(PeersHeard(loads, service))
 
     @precondition(lambda self: self.engines)
     @rule(data=st.data(), limit=st.floats(0.0, 20.0))

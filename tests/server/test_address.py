@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import pytest
 
 from headrace.errors import AddressInUse, UsageError
-from headrace.server.address import bind, check_exposure, is_loopback, url_of
+from headrace.server.address import bind, bind_all, check_exposure, is_loopback, url_of
 from headrace.server.settings import ServerConfig
 
 
@@ -59,3 +60,26 @@ def test_a_port_in_use_is_named():
 def test_hosts_that_are_not_this_machine_are_refused(host: str):
     with pytest.raises(UsageError, match=r"cannot listen|is not an address"):
         bind(host, 0)
+
+
+def test_several_sockets_share_a_port_and_nobody_else_gets_it():
+    sockets = bind_all("127.0.0.1", 0, 3)
+    try:
+        port = sockets[0].getsockname()[1]
+        assert {each.getsockname()[1] for each in sockets} == {port}
+        for number in (1, 2):
+            with pytest.raises(AddressInUse):
+                bind_all("127.0.0.1", port, number)
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+        accepted = []
+        for each in sockets:
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    accepted.append(each.accept()[0])
+        assert len(accepted) == 32
+        for each in (*clients, *accepted):
+            each.close()
+    finally:
+        for each in sockets:
+            each.close()

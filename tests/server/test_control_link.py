@@ -12,7 +12,10 @@ from headrace.errors import NotReady, Overloaded
 from headrace.messages import (
     Answer,
     Ask,
+    AskAll,
     Emptied,
+    Farewell,
+    Hello,
     Member,
     Members,
     PoolReport,
@@ -20,12 +23,15 @@ from headrace.messages import (
 )
 from headrace.server import control_link
 from headrace.server.control_link import ControlLink
+from headrace.server.gateway.http.messages import Response
 from headrace.server.transport.frames import ConnectionLimits, FrameConnection
 from headrace.testing.async_test import async_test
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from msgspec import Struct
 
 TABLE = Members((Member(replica="r0", address="/r0"),))
 REPORT = PoolReport(gateway="g0", waiting=1, waiting_tokens=2, predicted_ttft=0.5, replicas=())
@@ -35,7 +41,7 @@ class Gateway:
     """Listens, keeps what came, and answers what a test tells it to."""
 
     def __init__(self) -> None:
-        self.received_messages: asyncio.Queue[Members | Ask] = asyncio.Queue()
+        self.received_messages: asyncio.Queue[Members | Ask | Answer] = asyncio.Queue()
         self.connection: FrameConnection | None = None
 
     def opened(self, connection: FrameConnection) -> None:
@@ -60,19 +66,41 @@ class Gateway:
             if self.connection is not None:
                 self.connection.abort("the gateway dies")
 
-    async def next(self) -> Members | Ask:
+    async def next(self) -> Members | Ask | Answer:
         return await self.received_messages.get()
 
-    def send(self, message: PoolReport | Emptied | Answer) -> None:
+    def send(self, message: Struct) -> None:
         assert self.connection is not None
         self.connection.send(message)
 
 
 class Heard:
-    """ControlEvents that remember."""
+    """ControlEvents and a Collector that remember."""
 
     def __init__(self) -> None:
         self.all: asyncio.Queue[PoolReport | Emptied] = asyncio.Queue()
+        self.told: list[str] = []
+
+    def gateway_joined(self, name: str) -> None:
+        self.told.append(f"joined {name}")
+
+    def gateway_left(self, name: str) -> None:
+        self.told.append(f"left {name}")
+
+    async def answer(self, path: str) -> Response:
+        return Response(200, b"all of " + path.encode(), b"text/plain")
+
+    def hello(self, name: str, life: str) -> None:
+        self.told.append(f"{name} is {life}")
+
+    def farewell(self, name: str, figures: str) -> None:
+        self.told.append(f"{name} counted {figures}")
+
+    def lost(self, name: str) -> None:
+        self.told.append(f"lost {name}")
+
+    def gone(self, name: str) -> None:
+        raise AssertionError(name)
 
     def gateway_load(self, report: PoolReport) -> None:
         self.all.put_nowait(report)
@@ -84,7 +112,7 @@ class Heard:
 @asynccontextmanager
 async def running(path: Path) -> AsyncIterator[tuple[ControlLink, Heard]]:
     link, heard = ControlLink(path, ConnectionLimits(stall_seconds=0.2)), Heard()
-    link.bind(heard)
+    link.bind(heard, heard)
     task = asyncio.create_task(link.run())
     try:
         yield link, heard
@@ -189,3 +217,22 @@ async def test_a_gateway_that_breaks_the_protocol_is_left_and_tried_again(tmp_pa
         gateway.connection.send(TABLE)  # not for a controller
         assert await gateway.next() == TABLE  # the second connection's
         assert link.num_connections == 2
+
+
+@async_test
+async def test_a_gateway_comes_asks_for_all_says_farewell_and_goes(tmp_path: Path):
+    gateway = Gateway()
+    async with running(tmp_path / "s") as (link, heard):
+        link.send_members(TABLE)
+        async with gateway.listening(tmp_path / "s"):
+            await gateway.next()
+            assert link.is_connected
+            gateway.send(Hello("g0.1a"))
+            gateway.send(AskAll(7, "/metrics"))
+            assert await gateway.next() == Answer(7, 200, "text/plain", b"all of /metrics")
+            gateway.send(Farewell(b"x 1"))
+            gateway.send(REPORT)
+            await heard.all.get()
+        while link.is_connected:  # noqa: ASYNC110 (a few turns of the loop)
+            await asyncio.sleep(0)
+    assert heard.told == ["joined g0", "g0 is g0.1a", "g0 counted x 1", "lost g0", "left g0"]

@@ -123,7 +123,7 @@ async def test_a_drained_replica_leaves_the_table_before_it_is_stopped():
     assert await around.heard(lambda: controller.drain(R0, cancel=True)) == ["members r0 r1"]
     await around.heard(lambda: controller.drain(R0, cancel=False))
     emptied = Emptied("g0", "r0")
-    assert await around.heard(lambda: controller.gateway_emptied(emptied)) == [
+    assert await around.heard(lambda: controller.reports.gateway_emptied(emptied)) == [
         "members r1",
         "stop r0",
     ]
@@ -159,10 +159,10 @@ async def test_the_floor_is_ready_when_a_gateway_reaches_it():
     around = Around()
     controller = await around.with_two()
     waiting = asyncio.create_task(controller.floor_is_ready(2))
-    controller.gateway_load(report("r0"))
+    controller.reports.gateway_load(report("r0"))
     await asyncio.sleep(0)
     assert not waiting.done()
-    controller.gateway_load(report("r0", "r1"))
+    controller.reports.gateway_load(report("r0", "r1"))
     assert [place.address for place in await waiting] == ["/r0"]
 
 

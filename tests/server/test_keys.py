@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -31,8 +31,8 @@ from headrace.server.keys import (
     KEY_BYTES,
     KeyFile,
     Keys,
+    KeySeats,
     Principal,
-    Seats,
     digest_of,
     new_key,
     open_keys,
@@ -40,9 +40,6 @@ from headrace.server.keys import (
     stamp_of,
 )
 from headrace.types import PriorityClass
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PEPPER = "ab" * 32
 NOW = 1_000_000
@@ -134,7 +131,7 @@ def test_one_wrong_character_is_noticed(random: bytes, data: st.DataObject):
     assert re.fullmatch("hr-[a-z2-7]{48}", key)
     place = data.draw(st.integers(3, len(key) - 1))
     other = data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz234567").filter(key[place].__ne__))
-    keys = Keys(file=KeyFile.__new__(KeyFile))  # is not asked
+    keys = Keys(file=KeyFile(Path("never-read"), book_of(), None))
     assert "mistyped" in refusal(keys, key[:place] + other + key[place + 1 :])
     assert "mistyped" in refusal(keys, key[:-1])
 
@@ -195,7 +192,7 @@ def test_a_keys_highest_class_caps_what_is_asked_for(highest: str, wanted: str, 
 
 
 def test_a_limited_key_has_only_so_many_requests_open():
-    seats, limited, free = Seats(), Principal(name="a", max_concurrent=2), Principal(name="b")
+    seats, limited, free = KeySeats(), Principal(name="a", max_concurrent=2), Principal(name="b")
     for _ in range(5):
         seats.take(free)
     seats.take(limited)

@@ -6,16 +6,21 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from headrace.clock import MonotonicClock, wall_time
 from headrace.cluster.local import LocalProvisioner, LocalReplica
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.core.autoscaler.machine import Autoscaler
+from headrace.errors import StartError
 from headrace.messages import PoolReplica, PoolReport
 from headrace.monitoring.journal import Journal
 from headrace.server.controller import Controller
 from headrace.server.decisions import Decisions
+from headrace.server.gateway_set import GatewayStart
 from headrace.server.keeper import KeeperLimits
 from headrace.server.process import ChildSpec
 from headrace.server.restarts import RestartLimits
@@ -25,9 +30,6 @@ from headrace.testing.server_process import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
-    import pytest
 
     from headrace.messages import Members
     from headrace.server.provisioner import Place, Provisioner, ReplicaEvents
@@ -101,7 +103,7 @@ class Gateways:
             )
             for member in members.members
         )
-        self.controller.gateway_load(
+        self.controller.reports.gateway_load(
             PoolReport(
                 gateway="g0",
                 waiting=0,
@@ -112,16 +114,39 @@ class Gateways:
         )
 
 
+class Links:
+    """Remembers which gateways there were, and which are gone."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def open(self, name: str, control: Path) -> None:
+        assert control.name == f"{name}.control"
+        self.told.append(f"+{name}")
+
+    def close(self, name: str) -> None:
+        self.told.append(f"-{name}")
+
+
 class Server:
     """A supervisor at work in this process, with a controller and local replicas."""
 
     def __init__(
-        self, tmp_path: Path, gateway: str, *engines: str, console: str = "", **seconds: float
+        self,
+        tmp_path: Path,
+        gateway: str | Sequence[str],
+        *engines: str,
+        console: str = "",
+        **seconds: float,
     ) -> None:
         self.others = set(children_of(os.getpid()))  # of other tests in this process
         self.notes_path = tmp_path / "notes"
         self.announcer = Recorder()
+        self.successors: Sequence[str] = ()
         self.engines = engines
+        gateways = (gateway,) if isinstance(gateway, str) else gateway
+        self.scripts = gateways
+        self.links = Links()
         self.limits = KeeperLimits(
             restarts=RestartLimits(min_seconds=0.01, max_seconds=0.02, crash_loop_deaths=3),
             start_seconds=seconds.get("start_seconds", 10),
@@ -129,19 +154,25 @@ class Server:
         )
         self.clock = MonotonicClock()
         plan = ServerPlan(
-            gateway=self._spec("gateway", gateway),
+            gateways=len(gateways),
+            describe=self._gateway,
+            handover_seconds=0.0,
             console=self._spec("console", console) if console else None,
             floor=len(engines),
             limits=self.limits,
         )
         self.supervisor = Supervisor(
-            plan, announcer=self.announcer, clock=self.clock, begun=self.clock.now()
+            plan,
+            announcer=self.announcer,
+            links=self.links,
+            clock=self.clock,
+            begun=self.clock.now(),
         )
-        gateways = Gateways()
-        self.controller = gateways.controller = Controller(
+        told = Gateways()
+        self.controller = told.controller = Controller(
             Autoscaler(AutoscalerConfig()),
             provision=self._provision,
-            gateways=gateways,
+            gateways=told,
             events=self.supervisor,
             decisions=Decisions(Journal(unix_time=wall_time, source="autoscaler"), wall_time),
             drain_limit=10,
@@ -163,6 +194,14 @@ class Server:
         number = int(replica.removeprefix("r"))
         spec = self._spec(f"e{number}", self.engines[number])
         return LocalReplica(spec=spec, address=f"/{replica}.sock")
+
+    def _gateway(self, place: int, generation: int) -> GatewayStart:
+        """The first of a place is that of its script; successors come from the scripts behind."""
+        only = len(self.scripts) == 1 and not generation
+        name = f"g{place}-{generation + 1}" if generation else f"g{place}"
+        script = self.successors[generation - 1] if generation else self.scripts[place]
+        spec = self._spec("gateway" if only else f"gateway {name}", script)
+        return GatewayStart(name, Path(f"/{name}.control"), spec)
 
     def _spec(self, name: str, script: str) -> ChildSpec:
         settings = f'{{"name": "{name}", "notes": "{self.notes_path}"}}'.encode()
@@ -372,3 +411,62 @@ def alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+HANDED = GOOD.replace("until_told()", "signal.signal(signal.SIGUSR2, end); until_told()")
+
+
+@async_test
+async def test_several_gateways_end_together_and_before_the_engines(tmp_path: Path):
+    server = Server(tmp_path, (GOOD, GOOD), GOOD)
+    await server.announcer.until("all ready")
+    terminate()
+    assert await server.ending() == Ending(0)
+    ends = [line for line in server.notes if line.endswith("ended")]
+    assert sorted(ends[:2]) == ["gateway g0 ended", "gateway g1 ended"]
+    assert ends[2] == "e0 ended"
+
+
+@async_test
+async def test_a_successor_is_ready_before_its_predecessor_is_told_to_leave(tmp_path: Path):
+    server = Server(tmp_path, (HANDED, HANDED), GOOD)
+    server.successors = (HANDED, HANDED)
+    await server.announcer.until("all ready")
+    gateways = server.supervisor.gateways
+    for place in (0, 1):
+        await gateways.replace(place)
+    assert gateways.names == ["g0-2", "g1-3"]
+    assert server.links.told == ["+g0", "+g1", "+g0-2", "-g0", "+g1-3", "-g1"]
+    notes = server.notes
+    assert notes.index("gateway g0-2 started") < notes.index("gateway g0 ended")
+    terminate()
+    assert await server.ending() == Ending(0)
+    assert not any("died" in line for line in server.announcer.lines)
+
+
+@async_test
+async def test_a_successor_that_does_not_start_is_given_up_and_the_old_gateway_stays(
+    tmp_path: Path,
+):
+    server = Server(tmp_path, HANDED, GOOD)
+    server.successors = ("sys.exit(3)",)
+    await server.announcer.until("all ready")
+    with pytest.raises(StartError, match="gateway g0-2 did not become ready; g0 stays"):
+        await server.supervisor.gateways.replace(0)
+    assert server.supervisor.gateways.names == ["g0"]
+    assert "gateway ended" not in server.notes
+    terminate()
+    assert await server.ending() == Ending(0)
+
+
+@async_test
+async def test_the_server_may_end_while_a_gateway_is_replaced(tmp_path: Path):
+    server = Server(tmp_path, HANDED, GOOD)
+    server.successors = ("until_told(); note('ended')",)  # never ready
+    await server.announcer.until("all ready")
+    replacing = asyncio.create_task(server.supervisor.gateways.replace(0))
+    await server.note("gateway g0-2 started")
+    terminate()
+    await server.ending()
+    with pytest.raises(StartError):
+        await replacing

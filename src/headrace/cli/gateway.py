@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,19 +10,20 @@ import msgspec
 from headrace.cli.announcer import Announcement
 from headrace.cli.flags import Flag, add_flags, load_settings
 from headrace.cli.places import run_directory
-from headrace.cli.plans import gateway_process
+from headrace.cli.plans import gateway_plan
 from headrace.cli.serving import Server, run_server
 from headrace.clock import MonotonicClock
 from headrace.config import read_environment
 from headrace.core.balancer.registry import build_policy
 from headrace.monitoring.logging import configure_logging
-from headrace.server.address import bind, check_exposure, url_of
+from headrace.server.address import bind_all, check_exposure, url_of
 from headrace.server.gateway.foreign.address import parse_aliases, parse_replicas
 from headrace.server.settings import ModelFile
 
 if TYPE_CHECKING:
     import argparse
     import socket
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from headrace.config import Loaded
@@ -37,6 +39,7 @@ FLAGS = (
     Flag("--api-key", "server.api_key", "KEY"),
     Flag("--key-file", "server.key_file", "FILE"),
     Flag("--insecure-no-auth", "server.insecure_no_auth"),
+    Flag("--gateways", "server.gateways", "N"),
     Flag("--policy", "gateway.policy", "NAME"),
     Flag("--drain-seconds", "server.drain_seconds", "S"),
     Flag("--admin", "server.admin", "PATH"),
@@ -78,32 +81,35 @@ def main(args: argparse.Namespace) -> int:
     parse_aliases(config.foreign.aliases)  # a wrong one is told now
     build_policy(config.gateway.policy)  # an unknown one is told with near names
     check_exposure(config.server)
-    with (
-        bind(config.server.host, config.server.port) as listening,
-        run_directory(environment) as directory,
-    ):
+    with ExitStack() as stack:
+        sockets = bind_all(config.server.host, config.server.port, config.server.gateways)
+        listening = [stack.enter_context(each) for each in sockets]
+        directory = stack.enter_context(run_directory(environment))
         server = Server(
             loaded=loaded,
             listening=listening,
             directory=directory,
-            gateway=_process(loaded, listening, directory, replicas),
-            announcement=_announcement(loaded, listening, replicas),
+            gateway=_plan(loaded, listening, directory, replicas),
+            announcement=_announcement(loaded, listening[0], replicas),
             begun=begun,
         )
         return run_server(server)
 
 
-def _process(
+def _plan(
     loaded: Loaded,
-    listening: socket.socket,
+    listening: Sequence[socket.socket],
     directory: Path,
     replicas: tuple[ForeignReplica, ...],
-) -> GatewayProcess:
-    no_model = ModelFile(path="", name="")
-    process = gateway_process(
-        loaded.config, listening=listening, directory=directory, model=no_model
-    )
-    return msgspec.structs.replace(process, replicas=replicas, foreign=loaded.config.foreign)
+) -> Callable[[int, int], GatewayProcess]:
+    config, no_model = loaded.config, ModelFile(path="", name="")
+    describe = gateway_plan(config, listening=listening, directory=directory, model=no_model)
+
+    def describe_foreign(place: int, generation: int) -> GatewayProcess:
+        process = describe(place, generation)
+        return msgspec.structs.replace(process, replicas=replicas, foreign=config.foreign)
+
+    return describe_foreign
 
 
 def _announcement(

@@ -53,6 +53,7 @@ GROUPS = {
         "ps": Command("headrace.cli.ps", "show its replicas, load and range"),
         "scale": Command("headrace.cli.scale", "set how many replicas it may have"),
         "drain": Command("headrace.cli.drain", "end a replica when its streams have ended"),
+        "restart": Command("headrace.cli.restart", "start gateways or replicas anew, one by one"),
         "explain": Command("headrace.cli.explain", "show where a request's time went, and why"),
         "journal": Command("headrace.cli.journal", "show what it decided, and why"),
         "replay": Command("headrace.cli.replay", "replay an engine's journal of steps"),

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 PREFIX = "headrace-"
 ADMIN_SOCKET = "admin.sock"
-CONTROL_SOCKET = "g0.control"
+CONTROL_SOCKET = "{name}.control"
+GOSSIP_SOCKET = "g{place}.gossip"
+LONGEST_NAME = "g63-9999.control"
 
 MAX_SOCKET_PATH_BYTES = 107
 """Of a Unix socket, on Linux (unix(7))."""
@@ -38,7 +40,7 @@ def run_directory(environment: Environment) -> Iterator[Path]:
     except OSError as error:
         raise StartError(f"cannot make a directory in {base}: {error.strerror}") from None
     try:
-        if len(bytes(directory / CONTROL_SOCKET)) > MAX_SOCKET_PATH_BYTES:
+        if len(bytes(directory / LONGEST_NAME)) > MAX_SOCKET_PATH_BYTES:
             raise StartError(f"{directory} is too long for a socket's path; set TMPDIR to less")
         yield directory
     finally:

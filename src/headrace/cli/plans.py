@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.cli.models import cache_dir
-from headrace.cli.places import CONTROL_SOCKET
+from headrace.cli.places import CONTROL_SOCKET, GOSSIP_SOCKET
 from headrace.cluster.local import LocalReplica
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.server.child import child_command
+from headrace.server.gateway_set import GatewayStart
 from headrace.server.keeper import KILL_GRACE_SECONDS, KeeperLimits
 from headrace.server.kv_tiers.secret import kept_secret
 from headrace.server.process import ChildSpec
@@ -21,7 +22,7 @@ from headrace.server.settings import ConsoleProcess, EngineProcess, GatewayProce
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from headrace.config import Config, Environment
     from headrace.server.settings import ModelFile
@@ -51,20 +52,42 @@ def autoscaler_config(config: Config) -> AutoscalerConfig:
     return AutoscalerConfig(**msgspec.structs.asdict(config.autoscaler), drain_limit=drain_limit)
 
 
-def gateway_process(
-    config: Config, *, listening: socket.socket, directory: Path, model: ModelFile
-) -> GatewayProcess:
-    """All that the gateway is told. Its replicas come over the control socket."""
+def gateway_plan(
+    config: Config, *, listening: Sequence[socket.socket], directory: Path, model: ModelFile
+) -> Callable[[int, int], GatewayProcess]:
+    """Return all that a gateway is told, by its place and by how many were there before it.
+
+    Its replicas come over the control socket. Secrets are drawn once for all of them.
+    """
+    first = _gateway_process(config, model=model)
+    places = range(len(listening))
+    gossip = tuple(str(directory / GOSSIP_SOCKET.format(place=place)) for place in places)
+
+    def describe(place: int, generation: int) -> GatewayProcess:
+        name = f"g{place}-{generation + 1}" if generation else f"g{place}"
+        return msgspec.structs.replace(
+            first,
+            name=name,
+            listening_fd=listening[place].fileno(),
+            control=str(directory / CONTROL_SOCKET.format(name=name)),
+            gossip=gossip if len(places) > 1 else (),
+            place=place,
+        )
+
+    return describe
+
+
+def _gateway_process(config: Config, *, model: ModelFile) -> GatewayProcess:
     gateway = msgspec.structs.replace(
         config.gateway,
         http=config.http,
         max_model_len=config.gateway.max_model_len or config.engine.max_model_len,
     )
     return GatewayProcess(
-        name="g0",
-        listening_fd=listening.fileno(),
+        name="",
+        listening_fd=-1,
         engines={},
-        control=str(directory / CONTROL_SOCKET),
+        handover_seconds=config.server.handover_seconds,
         cache_secret=_cache_secret(config),
         key_file=_path(config.server.key_file),
         journal=_path(config.server.journal),
@@ -98,14 +121,16 @@ def _path(text: str) -> str:
     return str(Path(text).expanduser()) if text else ""
 
 
-def gateway_spec(process: GatewayProcess) -> ChildSpec:
-    """How to start it."""
-    return ChildSpec(
-        name="gateway",
+def gateway_start(process: GatewayProcess) -> GatewayStart:
+    """How to start it. The only one needs no number."""
+    is_only = process.name == "g0" and not process.gossip
+    spec = ChildSpec(
+        name="gateway" if is_only else f"gateway {process.name}",
         command=child_command("child-gateway"),
         settings=msgspec.json.encode(process),
         inherited_fds=(process.listening_fd,),
     )
+    return GatewayStart(process.name, Path(process.control), spec)
 
 
 def engine_plan(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.cli.admin import add_admin_flags, admin_client
-from headrace.monitoring.shapes import ReplicaRow, ServerState
+from headrace.monitoring.shapes import GatewayRow, ReplicaRow, ServerState
 
 if TYPE_CHECKING:
     import argparse
@@ -103,6 +103,10 @@ def _summary(state: ServerState) -> Iterator[str]:
         if gateway.rates.with_targets:
             share = gateway.rates.goodput / gateway.rates.with_targets
             yield f"goodput   {gateway.rates.goodput:.1f} requests/s, {share:.0%} within targets"
+    if len(state.gateways) > 1:
+        yield f"gateways  {', '.join(_gateway(row) for row in state.gateways)}"
+    if state.restarting:
+        yield f"restart   {state.restarting}"
     if state.ceiling:
         yield f"scaling   {state.desired} wanted, {state.floor} to {state.ceiling} allowed"
     for decision in state.scaling[-1:]:
@@ -110,6 +114,12 @@ def _summary(state: ServerState) -> Iterator[str]:
     if state.console:
         yield f"console   {state.console}"
     yield f"server    {state.url}, up {duration(state.uptime)}, headrace {state.version}"
+
+
+def _gateway(row: GatewayRow) -> str:
+    if row.connected:
+        return f"{row.gateway} (pid {row.pid})"
+    return f"{row.gateway} ({'starting' if row.pid else 'down'})"
 
 
 def duration(seconds: Seconds) -> str:

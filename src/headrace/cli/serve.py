@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from headrace.cli.announcer import Announcement
 from headrace.cli.flags import Flag, add_flags, load_settings
 from headrace.cli.models import served_model
 from headrace.cli.places import run_directory
-from headrace.cli.plans import engine_plan, gateway_process
+from headrace.cli.plans import engine_plan, gateway_plan
 from headrace.cli.serving import Server, run_server
 from headrace.clock import MonotonicClock
 from headrace.config import read_environment
 from headrace.core.balancer.registry import build_policy
 from headrace.errors import UsageError
 from headrace.monitoring.logging import configure_logging
-from headrace.server.address import bind, check_exposure, url_of
+from headrace.server.address import bind_all, check_exposure, url_of
 from headrace.server.replica_range import parse_range
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ FLAGS = (
     Flag("--insecure-no-auth", "server.insecure_no_auth"),
     Flag("--key-file", "server.key_file", "FILE"),
     Flag("--replicas", "server.replicas", "N[:MAX]"),
+    Flag("--gateways", "server.gateways", "N"),
     Flag("--policy", "gateway.policy", "NAME"),
     Flag("--threads", "engine.threads", "N"),
     Flag("--kv-cache-tokens", "engine.kv_cache_tokens", "N"),
@@ -77,17 +79,17 @@ def main(args: argparse.Namespace) -> int:
     configure_logging(process="supervisor", format=config.log.format, level=config.log.level)
     replicas = checked_settings(loaded)
     check_exposure(config.server)
-    with bind(config.server.host, config.server.port) as listening:
+    with ExitStack() as stack:
+        sockets = bind_all(config.server.host, config.server.port, config.server.gateways)
+        listening = [stack.enter_context(each) for each in sockets]
         model = served_model(config, environment)
         with run_directory(environment) as directory:
             server = Server(
                 loaded=loaded,
                 listening=listening,
                 directory=directory,
-                gateway=gateway_process(
-                    config, listening=listening, directory=directory, model=model
-                ),
-                announcement=announcement(loaded, model, listening, replicas),
+                gateway=gateway_plan(config, listening=listening, directory=directory, model=model),
+                announcement=announcement(loaded, model, listening[0], replicas),
                 begun=begun,
                 range=replicas,
                 engine=engine_plan(config, environment, model=model, directory=directory),

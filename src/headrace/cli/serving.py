@@ -20,7 +20,7 @@ from headrace.cli.plans import (
     autoscaler_config,
     console_process,
     console_spec,
-    gateway_spec,
+    gateway_start,
     keeper_limits,
 )
 from headrace.clock import MonotonicClock, wall_time
@@ -29,28 +29,33 @@ from headrace.core.autoscaler.machine import Autoscaler
 from headrace.errors import AddressInUse, UsageError
 from headrace.monitoring.journal import Journal, JournalFile
 from headrace.server.address import bind, bind_unix, is_loopback, url_of
+from headrace.server.admin.gateways import AllGateways
+from headrace.server.admin.journal import MergedJournal
 from headrace.server.admin.plane import AdminPlane
 from headrace.server.admin.state import About
-from headrace.server.control_link import ControlLink
+from headrace.server.control_hub import ControlHub
 from headrace.server.controller import Controller
 from headrace.server.decisions import Decisions
 from headrace.server.provisioner import NoProvisioner
 from headrace.server.replica_range import ReplicaRange
+from headrace.server.restarting import Restarter
 from headrace.server.supervisor import ServerPlan, Supervisor
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.cli.announcer import Announcement
     from headrace.cluster.local import LocalReplica
     from headrace.config import Loaded
+    from headrace.server.keeper import KeeperLimits
     from headrace.server.provisioner import Provisioner, ReplicaEvents
     from headrace.server.settings import ConsoleProcess, GatewayProcess
     from headrace.server.supervisor import Ending
     from headrace.types import ReplicaId, Seconds
 
 NO_RANGE = ReplicaRange(0, 0)
+GRACE_SECONDS = 30.0  # for what a restart of one replica takes beside its start and its drain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +63,9 @@ class Server:
     """What is to run. ``engine`` says how replicas are started, None if others run them."""
 
     loaded: Loaded
-    listening: socket.socket
+    listening: Sequence[socket.socket]  # one for each gateway
     directory: Path
-    gateway: GatewayProcess
+    gateway: Callable[[int, int], GatewayProcess]  # by place and generation
     announcement: Announcement
     begun: Seconds
     range: ReplicaRange = NO_RANGE
@@ -110,7 +115,7 @@ def _console(server: Server) -> Iterator[_Console | None]:
         return
     if not is_loopback(config.host):
         raise UsageError(f"console.host is {config.host}: the console is for this machine only")
-    server_port = server.listening.getsockname()[1]
+    server_port = server.listening[0].getsockname()[1]
     port = server_port + 1 if config.port < 0 else config.port
     try:
         listening = bind(config.host, min(port, 65535))
@@ -129,7 +134,7 @@ def _console(server: Server) -> Iterator[_Console | None]:
             server.loaded.config,
             listening=listening,
             admin=server.admin,
-            server_url=url_of(server.listening),
+            server_url=url_of(server.listening[0]),
         )
         yield _Console(process, f"{url_of(listening)}/#token={process.token}")
 
@@ -138,17 +143,13 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
     config = server.loaded.config
     clock = MonotonicClock()
     limits = keeper_limits(config)
-    announcement = server.announcement
-    if console is not None:
-        announcement = replace(announcement, console=console.url)
-    plan = ServerPlan(
-        gateway=gateway_spec(server.gateway),
-        console=None if console is None else console_spec(console.process),
-        floor=server.range.floor,
-        limits=limits,
-    )
+    hub = ControlHub(config.transport)
     supervisor = Supervisor(
-        plan, announcer=ConsoleAnnouncer(announcement), clock=clock, begun=server.begun
+        _plan(server, console, limits),
+        announcer=ConsoleAnnouncer(_announcement(server, console)),
+        links=hub,
+        clock=clock,
+        begun=server.begun,
     )
 
     def provision(events: ReplicaEvents) -> Provisioner:
@@ -158,11 +159,10 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
             server.engine, events=events, progress=supervisor, limits=limits, clock=clock
         )
 
-    link = ControlLink(Path(server.gateway.control), config.transport)
     controller = Controller(
         Autoscaler(autoscaler_config(config)),
         provision=provision,
-        gateways=link,
+        gateways=hub,
         events=supervisor,
         decisions=Decisions(_journal(config.server.journal), wall_time),
         drain_limit=config.server.drain_seconds,
@@ -170,20 +170,57 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
     )
     about = About(
         version=__version__,
-        url=url_of(server.listening),
+        url=url_of(server.listening[0]),
         begun=server.begun,
         console="" if console is None else console.url,
     )
-    plane = AdminPlane(controller, gateway=link, about=about, clock=clock)
-    link.bind(controller)
+    everybody = AllGateways(hub)
+    restarter = Restarter(
+        supervisor.gateways,
+        controller,
+        hub,
+        patience=config.server.start_seconds + config.server.drain_seconds + GRACE_SECONDS,
+        clock=clock,
+    )
+    plane = AdminPlane(
+        controller,
+        gateways=everybody,
+        journal=MergedJournal(controller.decisions.journal, hub),
+        restarts=restarter,
+        about=about,
+        clock=clock,
+    )
+    hub.bind(controller.reports, everybody)
     if server.engine is not None:
         controller.set_range(*server.range)
-    return await supervisor.run(controller, _services(link, plane, admin))
+    return await supervisor.run(controller, _services(hub, restarter, plane, admin))
 
 
-async def _services(link: ControlLink, plane: AdminPlane, admin: socket.socket) -> None:
+def _plan(server: Server, console: _Console | None, limits: KeeperLimits) -> ServerPlan:
+    return ServerPlan(
+        gateways=len(server.listening),
+        describe=lambda place, generation: gateway_start(server.gateway(place, generation)),
+        handover_seconds=server.loaded.config.server.handover_seconds,
+        console=None if console is None else console_spec(console.process),
+        floor=server.range.floor,
+        limits=limits,
+    )
+
+
+def _announcement(server: Server, console: _Console | None) -> Announcement:
+    return (
+        server.announcement
+        if console is None
+        else replace(server.announcement, console=console.url)
+    )
+
+
+async def _services(
+    hub: ControlHub, restarter: Restarter, plane: AdminPlane, admin: socket.socket
+) -> None:
     async with asyncio.TaskGroup() as group:
-        group.create_task(link.run())
+        group.create_task(hub.run())
+        group.create_task(restarter.run())
         group.create_task(plane.run(admin))
 
 

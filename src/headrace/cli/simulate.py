@@ -16,6 +16,7 @@ from headrace.config import read_environment
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.core.balancer.registry import POLICY_WORDS, build_policy
 from headrace.core.costs.roofline import Deployment, Precision
+from headrace.core.router.gossip import GOSSIP_PERIOD
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.errors import UsageError
 from headrace.twin.cluster import build_cluster
@@ -44,7 +45,6 @@ traces: Azure's CSV or Mooncake's JSON lines (.gz or not; docs/twin.md), or a wo
   gen:poisson?rate=4&requests=500&prompt=512&output=128
   gen:shared-prefix?groups=16&prefix=2048&...  gen:sessions?turns=4&think=10&...
 each with class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch&...
-
 examples:
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s
   headrace simulate --trace 'gen:poisson?class=interactive&ttft_ms=500' --trace a.csv?class=batch
@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precisions = [precision.value for precision in Precision]
     add("--precision", choices=precisions, default=precisions[0], metavar="P", help="bf16 or fp8")
     add("--replicas", type=int, default=1, metavar="N", help="ready when the trace begins (1)")
+    add("--gateways", default="1", metavar="N@MS", help="that gossip every MS ms, 0: never (1@10)")
     add("--policy", default="predicted_ttft", metavar="NAME", help=POLICY_WORDS)
     add("--compare", metavar="A,B,..", help="policies, one run each, side by side")
     add("--autoscale", metavar="A:B", help="scale by load, from A to B replicas")
@@ -138,6 +139,7 @@ def config_from(args: argparse.Namespace) -> SimulationConfig:
     if not 1 <= args.replicas <= MAX_REPLICAS:
         raise UsageError(f"--replicas is {args.replicas}; it must be 1 to {MAX_REPLICAS}")
     floor, ceiling = _range(args.autoscale, args.replicas)
+    gateways, period = _gateways(args.gateways)
     return SimulationConfig(
         deployment=Deployment(
             model=look_up("model", args.model, MODELS),
@@ -151,6 +153,8 @@ def config_from(args: argparse.Namespace) -> SimulationConfig:
             ceiling=ceiling,
             start_seconds=args.start_seconds,
         ),
+        gateways=gateways,
+        gossip_period=period,
         seed=args.seed,
         block_size=args.block_size,
         scheduler=SchedulerConfig(
@@ -188,6 +192,14 @@ def _range(text: str | None, replicas: int) -> tuple[int, int]:
             f"--autoscale {text}: the floor must be 1 or more, and not above the ceiling"
         )
     return floor, ceiling
+
+
+def _gateways(text: str) -> tuple[int, Seconds | None]:
+    """Return how many, and their period of gossip."""
+    match = re.fullmatch(r"([1-9]\d?)(?:@(\d{1,5}(?:\.\d{1,3})?))?", text)
+    if match is None:
+        raise UsageError(f"--gateways is {text!r}; it must be NUMBER or NUMBER@MS, e.g. 4@10")
+    return int(match[1]), GOSSIP_PERIOD if match[2] is None else float(match[2]) / 1000 or None
 
 
 def _window(text: str | None) -> Window | None:

@@ -6,6 +6,8 @@ time, for people only. Prompts and answers are never in here.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 
@@ -81,7 +83,10 @@ class ScalingRow(Struct, frozen=True, kw_only=True):
 
 
 class GatewayState(Struct, frozen=True, kw_only=True):
-    """GET /state at a gateway."""
+    """GET /state at a gateway, and of all gateways together.
+
+    The counts are what percentiles are made of, by bucket (windows.py), for whoever adds up.
+    """
 
     model: str
     policy: str
@@ -93,6 +98,17 @@ class GatewayState(Struct, frozen=True, kw_only=True):
     ttft: Percentiles
     itl: Percentiles
     requests: list[RequestRow]
+    ttft_counts: dict[int, int] = {}
+    itl_counts: dict[int, int] = {}
+
+
+class GatewayRow(Struct, frozen=True, kw_only=True):
+    """One gateway process."""
+
+    gateway: str
+    pid: int  # 0 while it has none
+    connected: bool
+    restarts: int = 0
 
 
 class ServerState(Struct, frozen=True, kw_only=True):
@@ -107,6 +123,8 @@ class ServerState(Struct, frozen=True, kw_only=True):
     scaling: list[ScalingRow]
     gateway: GatewayState | None  # None while it does not answer
     replicas: list[ReplicaRow]  # all that exist, starting ones too
+    gateways: list[GatewayRow] = []
+    restarting: str = ""  # what a rolling restart is at, empty without one
     console: str = ""  # URL of its page, token included; empty: there is none
 
 
@@ -190,6 +208,12 @@ class ScaleOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     floor: int
     ceiling: int
+
+
+class RestartOrder(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """POST /restart: one after the other, without a failed request."""
+
+    what: Literal["gateways", "replicas"]
 
 
 class Done(Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from headrace.monitoring.shapes import Percentiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from headrace.types import Seconds
 
@@ -75,13 +75,22 @@ class Spread:
 
     def percentiles(self, now: Seconds) -> Percentiles:
         """Return the middles of the buckets where they lie; None without a value."""
-        counts = sorted(self._window.counts(now).items())
-        p50, p95, p99 = (_value_at(counts, share) for share in (0.5, 0.95, 0.99))
-        return Percentiles(p50=p50, p95=p95, p99=p99)
+        return percentiles_of(self._window.counts(now))
+
+    def counts(self, now: Seconds) -> Counter[int]:
+        """Return how many values are in which bucket."""
+        return self._window.counts(now)
 
     def count(self, now: Seconds) -> int:
         """Return how many values the window holds."""
         return self._window.counts(now).total()
+
+
+def percentiles_of(counts: Mapping[int, int]) -> Percentiles:
+    """Return those of a Spread's ``counts``, or of several added up."""
+    ordered = sorted(counts.items())
+    p50, p95, p99 = (_value_at(ordered, share) for share in (0.5, 0.95, 0.99))
+    return Percentiles(p50=p50, p95=p95, p99=p99)
 
 
 def _value_at(counts: Iterable[tuple[int, int]], share: float) -> Seconds | None:

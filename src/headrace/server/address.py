@@ -8,7 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from headrace.errors import AddressInUse, UsageError
+from headrace.errors import AddressInUse, StartError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a socket that listens on ``host:port``. Raises AddressInUse or UsageError.
 
-    Clients that connect before anybody accepts wait in its backlog.
+    Clients that connect before anybody accepts wait in its backlog. Of ``shared`` ones there may
+    be several on one port: the system gives each connection to one of them.
     """
     family, address = _resolve(host, port)[0]
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
     except OSError as error:
@@ -38,6 +41,27 @@ def bind(host: str, port: int) -> socket.socket:
             ) from None
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listening
+
+
+def bind_all(host: str, port: int, number: int) -> list[socket.socket]:
+    """Return so many sockets that listen on one port. Raises AddressInUse or UsageError.
+
+    Another server's shared sockets on that port are no invitation: they are in use.
+    """
+    first = bind(host, port)
+    if number == 1:
+        return [first]
+    port = first.getsockname()[1]
+    first.close()
+    sockets: list[socket.socket] = []
+    try:
+        while len(sockets) < number:
+            sockets.append(bind(host, port, shared=True))
+    except StartError:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
 
 
 def bind_unix(path: Path) -> socket.socket:

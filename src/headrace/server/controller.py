@@ -32,6 +32,7 @@ from headrace.core.autoscaler.events import (
     StartReplica,
     StopReplica,
 )
+from headrace.core.autoscaler.gathering import Gathering
 from headrace.messages import Member, Members
 from headrace.server.driver import AsyncioDriver
 from headrace.types import ReplicaId
@@ -77,6 +78,33 @@ class Gateways(Protocol):
         ...
 
 
+class GatewayReports:
+    """Implements ControlEvents: what gateways say, as one event for all of them."""
+
+    def __init__(self, feed: Callable[[AutoscalerEvent], None]) -> None:
+        self.gathering = Gathering()
+        self._feed = feed
+
+    def gateway_joined(self, name: str) -> None:
+        """See ControlEvents."""
+        self.gathering.join(name)
+
+    def gateway_left(self, name: str) -> None:
+        """See ControlEvents."""
+        for replica in self.gathering.leave(name):
+            self._feed(ReplicaEmpty(replica))
+
+    def gateway_load(self, report: PoolReport) -> None:
+        """See ControlEvents."""
+        self._feed(self.gathering.load(report.gateway, pool_load(report)))
+
+    def gateway_emptied(self, emptied: Emptied) -> None:
+        """See ControlEvents."""
+        replica = ReplicaId(emptied.replica)
+        if self.gathering.emptied(emptied.gateway, replica):
+            self._feed(ReplicaEmpty(replica))
+
+
 class Controller:
     """Runs an Autoscaler; ``provision`` builds the Provisioner that reports to it."""
 
@@ -98,7 +126,6 @@ class Controller:
         self._events = events
         self._drain_limit = drain_limit
         self._was_up: dict[ReplicaId, str] = {}  # addresses of those that gateways may use
-        self._reported: frozenset[ReplicaId] = frozenset()  # those that the gateway reaches
         self._changed = asyncio.Event()
         self._driver: AsyncioDriver[AutoscalerEvent, AutoscalerEffect] = AsyncioDriver(
             autoscaler,
@@ -108,6 +135,7 @@ class Controller:
             on_fault=events.pool_fault,
             observe=lambda *_: self._changed.set(),
         )
+        self.reports = GatewayReports(self._driver.feed)
 
     @property
     def is_closed(self) -> bool:
@@ -123,14 +151,16 @@ class Controller:
         self._driver.feed(DrainCancelled(replica) if cancel else DrainAsked(replica))
 
     async def floor_is_ready(self, floor: int) -> Sequence[Place]:
-        """Wait until so many replicas are ready and a gateway says so; return where they are.
+        """Wait until so many replicas are ready and gateways say so; return where they are.
 
         Bounded by the provisioner's own limits: what does not start in time is hopeless.
         """
         await self._until(lambda: len(self._ready()) >= floor)
         with contextlib.suppress(TimeoutError):  # requests would wait for it, and find it
             async with asyncio.timeout(_REPORT_SECONDS):
-                await self._until(lambda: len(self._reported.intersection(self._ready())) >= floor)
+                await self._until(
+                    lambda: len(self.reports.gathering.reached.intersection(self._ready())) >= floor
+                )
         places = self.provisioner.places()
         return [places[replica] for replica in self._ready() if replica in places]
 
@@ -174,18 +204,6 @@ class Controller:
         """See ReplicaEvents."""
         self._events.pool_hopeless(failure)
 
-    # From gateways
-
-    def gateway_load(self, report: PoolReport) -> None:
-        """See ControlEvents."""
-        load = pool_load(report)
-        self._reported = frozenset(each.replica for each in load.replicas)
-        self._driver.feed(load)
-
-    def gateway_emptied(self, emptied: Emptied) -> None:
-        """See ControlEvents."""
-        self._driver.feed(ReplicaEmpty(ReplicaId(emptied.replica)))
-
     # Effects
 
     def _perform(self, effect: AutoscalerEffect) -> None:
@@ -198,12 +216,15 @@ class Controller:
                 self.provisioner.start(replica)
             case BeginDrain(replica, reason):
                 self.decisions.take("drain", replica, reason)
+                self.reports.gathering.drains(replica, on=True)
                 self._tell_gateways()
             case EndDrain(replica, reason):
                 self.decisions.take("resume", replica, reason)
+                self.reports.gathering.drains(replica, on=False)
                 self._tell_gateways()
             case StopReplica(replica, reason):
                 self.decisions.take("stop", replica, reason)
+                self.reports.gathering.drains(replica, on=False)
                 self._tell_gateways()
                 self.provisioner.stop(replica)
             case _:

@@ -52,6 +52,7 @@ class AsyncioDriver(Generic[EventT, EffectT]):
         self._inbox: _Inbox[EventT | Tick] = _Inbox(loop, self._drain)
         self._alarm = _Alarm(loop, lambda: self._inbox.put(Tick(), Source.TIMER))
         self._now: Seconds = float("-inf")
+        self._wakeup: Seconds | None = machine.next_wakeup()  # after the last event
         self._closed = False
 
     @property
@@ -75,7 +76,7 @@ class AsyncioDriver(Generic[EventT, EffectT]):
             while (event := self._inbox.get()) is not None:
                 self._handle(event)
             if not self._closed:
-                self._alarm.set(self._machine.next_wakeup())
+                self._alarm.set(self._wakeup)
         except Exception as error:  # the machine is dead (M5); its owner logs and ends
             self.close()
             self._on_fault(error)
@@ -85,10 +86,9 @@ class AsyncioDriver(Generic[EventT, EffectT]):
         if isinstance(event, Tick) and not _is_due(self._machine.next_wakeup(), now):
             return
         effects = self._machine.handle(event, now)
-        if _is_due(self._machine.next_wakeup(), now):
-            raise InvariantBroken(
-                f"M3: after {event} at {now} the machine wakes at {self._machine.next_wakeup()}"
-            )
+        wakeup = self._wakeup = self._machine.next_wakeup()
+        if _is_due(wakeup, now):
+            raise InvariantBroken(f"M3: after {event} at {now} the machine wakes at {wakeup}")
         if self._observe is not None:
             self._observe(event, now, effects)
         for effect in effects:

@@ -192,13 +192,13 @@ class Keeper:
                     await self._ending.wait()
         return False  # it was dead when it was told to end
 
-    def end(self) -> None:
-        """Ask the child to end, and kill it when it takes too long."""
+    def end(self, number: signal.Signals = signal.SIGTERM, *, patience: Seconds = 0.0) -> None:
+        """Ask the child to end, and kill it when it takes ``patience`` longer than allowed."""
         if not self._ending.is_set():
             self._ending.set()
-            seconds = self._limits.drain_seconds + KILL_GRACE_SECONDS
+            seconds = self._limits.drain_seconds + patience + KILL_GRACE_SECONDS
             self._grace = asyncio.get_running_loop().call_later(seconds, self.kill)
-            self.child.signal(signal.SIGTERM)
+            self.child.signal(number)
 
     def kill(self) -> None:
         """End the child and whatever it started, now and for good."""

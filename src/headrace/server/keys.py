@@ -11,18 +11,18 @@ import hmac
 import logging
 import re
 from base64 import b32encode
-from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.clock import unix_time
+from headrace.core.router.seats import Seats, nobody_else
 from headrace.errors import AuthenticationFailed, InvalidRequest, RateLimited, StartError
 from headrace.server.key_file import NAME_PATTERN, read_key_file, stamp_of
 from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from headrace.server.gateway.http.messages import RequestHead
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 KEY_BYTES = 25
 LOOK_SECONDS = 1.0
 """How often a key file is looked at."""
+
+MAX_KNOWN = 4096
+"""Keys that need not be computed again each time they are shown."""
 
 DEFAULT_TENANT = "default"
 TENANT_FIELD = b"x-headrace-tenant"
@@ -96,6 +99,13 @@ def _is_well_formed(key: str) -> bool:
     return _KEY.fullmatch(key) is not None and _checksum(key[3:43]) == key[43:]
 
 
+class _Known(NamedTuple):
+    """A key that was shown, and whose it is."""
+
+    entry: KeyEntry
+    principal: Principal
+
+
 class KeyFile:
     """A key file that is followed: the last good content counts."""
 
@@ -104,6 +114,7 @@ class KeyFile:
         self._path = path
         self._stamp = stamp
         self._by_prefix = _by_prefix(book)
+        self.known: dict[bytes, _Known] = {}  # by the key's SHA-256: keys that were found
 
     def look(self) -> None:
         """Read it again if it was changed; a broken one is told of once, and not used."""
@@ -117,6 +128,7 @@ class KeyFile:
             _log.warning("%s. The keys read before stay in force", error)
             return
         self._by_prefix = _by_prefix(self.book)
+        self.known = {}
 
     def find(self, key: str) -> KeyEntry | None:
         """Return the entry of a key, compared in constant time."""
@@ -169,7 +181,7 @@ class Keys:
             raise AuthenticationFailed(
                 "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
             )
-        principal = self._principal(key.decode("latin-1"), self._file)
+        principal = self._principal(key.decode("latin-1"), digest, self._file)
         return _speaker(principal, head, self._file) if principal.trusted else principal
 
     def _unnamed(self, principal: Principal, head: RequestHead) -> Principal:
@@ -182,53 +194,72 @@ class Keys:
             await asyncio.sleep(LOOK_SECONDS)
             self._file.look()
 
-    def _principal(self, key: str, file: KeyFile) -> Principal:
-        if not _is_well_formed(key):
-            raise AuthenticationFailed(
-                "this API key is mistyped or incomplete: copy it again, all 51 characters from "
-                "'hr-' on"
-            )
-        entry = file.find(key)
-        if entry is None:
-            raise AuthenticationFailed("this API key is not known here; ask for another")
+    def _principal(self, key: str, digest: bytes, file: KeyFile) -> Principal:
+        known = file.known.get(digest)
+        if known is None:
+            known = _known(key, file)
+            if len(file.known) < MAX_KNOWN:
+                file.known[digest] = known
+        entry, principal = known
         if entry.revoked is not None:
             raise AuthenticationFailed("this API key was revoked; ask for another")
         if entry.expires is not None and entry.expires <= self._time():
             raise AuthenticationFailed("this API key has expired; ask for another")
-        return Principal(
-            name=entry.name,
-            tenant=entry.tenant,
-            highest=entry.highest,
-            weight=entry.weight,
-            trusted=entry.trusted,
-            max_concurrent=entry.max_concurrent,
-            tightest_ttft=entry.tightest_ttft_ms / 1000,
-            tightest_itl=entry.tightest_itl_ms / 1000,
+        return principal
+
+
+def _known(key: str, file: KeyFile) -> _Known:
+    """Return what a key file has of a key. Raises AuthenticationFailed."""
+    if not _is_well_formed(key):
+        raise AuthenticationFailed(
+            "this API key is mistyped or incomplete: copy it again, all 51 characters from 'hr-' on"
         )
+    entry = file.find(key)
+    if entry is None:
+        raise AuthenticationFailed("this API key is not known here; ask for another")
+    principal = Principal(
+        name=entry.name,
+        tenant=entry.tenant,
+        highest=entry.highest,
+        weight=entry.weight,
+        trusted=entry.trusted,
+        max_concurrent=entry.max_concurrent,
+        tightest_ttft=entry.tightest_ttft_ms / 1000,
+        tightest_itl=entry.tightest_itl_ms / 1000,
+    )
+    return _Known(entry, principal)
 
 
-class Seats:
-    """How many requests each key has open, for those that have a limit."""
+class KeySeats:
+    """How many requests each key has open, for those that have a limit: all gateways together.
 
-    def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
+    ``elsewhere`` says how many there are at others.
+    """
+
+    def __init__(self, elsewhere: Callable[[str], int] = nobody_else) -> None:
+        self._seats = Seats(elsewhere)
+
+    def held(self) -> Mapping[str, int]:
+        """Return what others are to count."""
+        return self._seats.taken
 
     def take(self, principal: Principal) -> None:
         """Count a request. Raises RateLimited, and counts nothing, where it is one too many."""
         limit = principal.max_concurrent
-        if not limit:
-            return
-        if self._taken[principal.name] >= limit:
+        if limit and not self._seats.take(_seat(principal), limit):
             raise RateLimited(
                 f"this API key may have {limit} requests open at a time; wait for one",
                 retry_after=1.0,
             )
-        self._taken[principal.name] += 1
 
     def leave(self, principal: Principal) -> None:
         """A counted request has ended."""
         if principal.max_concurrent:
-            self._taken[principal.name] -= 1
+            self._seats.leave(_seat(principal))
+
+
+def _seat(principal: Principal) -> str:
+    return f"key/{principal.name}"
 
 
 def open_keys(keys: Sequence[str], path: Path | None, *, trust_tenant_header: bool = False) -> Keys:

@@ -42,6 +42,13 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         str,
         Meta(max_length=64, description="engines: N, or FLOOR:CEILING to scale by load"),
     ] = "1"
+    gateways: Annotated[
+        int, Meta(ge=1, le=64, description="gateway processes, on one port together")
+    ] = 1
+    handover_seconds: Annotated[
+        float,
+        Meta(ge=0, le=600, description="idle client connections outlive a replaced gateway by"),
+    ] = 2.0
     key_file: Annotated[str, Meta(description="file of `headrace keys`; empty: only api_key")] = ""
     admin: Annotated[str, Meta(description="admin socket; empty: in the run directory")] = ""
     journal: Annotated[str, Meta(description="file for every decision; empty: in memory")] = ""
@@ -299,6 +306,9 @@ class GatewayProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     listening_fd: int
     engines: dict[str, str]
     control: str = ""  # path of the Unix socket where it listens for the controller
+    gossip: tuple[str, ...] = ()  # sockets of all gateways; empty: it is the only one
+    place: int = 0  # its own among them
+    handover_seconds: float = 0.0
     cache_secret: str = ""  # hexadecimal: salts of the prefix cache derive from it
     key_file: str = ""
     journal: str = ""

@@ -1,8 +1,8 @@
 """The supervisor that ``headrace serve`` is: small, and the last to die.
 
-It starts the gateway and the console, lets the controller start the replicas, and ends them in
-order: the gateway first (its streams finish), then the replicas, then the console. It knows nothing
-of HTTP, models or tokens and imports none of their libraries.
+It starts the gateways and the console, lets the controller start the replicas, and ends them in
+order: the gateways first (their streams finish), then the replicas, then the console. It knows
+nothing of HTTP, models or tokens and imports none of their libraries.
 
     starting --all ready--> serving --SIGTERM--> draining --children ended--> exit
                                     second signal, or the drain limit: children are killed
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from headrace.server.gateway_set import GatewaySet
 from headrace.server.keeper import Keeper
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from headrace.clock import Clock
     from headrace.server.child import Failed, Ready
+    from headrace.server.gateway_set import GatewayStart, Links
     from headrace.server.keeper import Death, KeeperLimits
     from headrace.server.process import ChildSpec
     from headrace.server.provisioner import Place
@@ -38,7 +40,9 @@ _log = logging.getLogger(__name__)
 class ServerPlan:
     """What the supervisor starts, and its limits. ``floor`` replicas make the server ready."""
 
-    gateway: ChildSpec
+    gateways: int
+    describe: Callable[[int, int], GatewayStart]  # a gateway by its place and generation
+    handover_seconds: Seconds
     console: ChildSpec | None
     floor: int
     limits: KeeperLimits
@@ -95,28 +99,30 @@ class Replicas(Protocol):
 class Supervisor:
     """Runs a ServerPlan. ``begun`` is when the command was given.
 
-    Implements KeeperEvents for gateway, console and replicas, and ControllerEvents.
+    Implements KeeperEvents for gateways, console and replicas, and ControllerEvents.
     """
 
     def __init__(
-        self, plan: ServerPlan, *, announcer: Announcer, clock: Clock, begun: Seconds
+        self, plan: ServerPlan, *, announcer: Announcer, links: Links, clock: Clock, begun: Seconds
     ) -> None:
         self._plan = plan
         self._announcer = announcer
         self._clock = clock
         self._begun = begun
-        self._gateway = Keeper(plan.gateway, limits=plan.limits, events=self, clock=clock)
+        self.gateways = GatewaySet(
+            plan.describe,
+            number=plan.gateways,
+            limits=plan.limits,
+            handover_seconds=plan.handover_seconds,
+            events=self,
+            links=links,
+            clock=clock,
+        )
         self._console: Keeper | None = None
         if plan.console is not None:
             self._console = Keeper(plan.console, limits=plan.limits, events=self, clock=clock)
-        self._gateway_ready = asyncio.Event()
         self._fate = _Fate()
         self._is_announced = False
-
-    @property
-    def children(self) -> Sequence[Keeper]:
-        """Gateway and console."""
-        return (self._gateway,) if self._console is None else (self._gateway, self._console)
 
     async def run(self, replicas: Replicas, services: Coroutine[None, None, None]) -> Ending:
         """Run until a signal or until it is hopeless. No child outlives this call.
@@ -127,47 +133,45 @@ class Supervisor:
             try:
                 async with asyncio.TaskGroup() as group:
                     serving = group.create_task(services)
-                    tasks = [group.create_task(child.run()) for child in self.children]
+                    self.gateways.start()
+                    console = None if self._console is None else self._console.run()
+                    task = None if console is None else group.create_task(console)
                     announcing = group.create_task(self._announce(replicas))
                     await self._fate.stop.wait()
                     announcing.cancel()
-                    await self._drain(replicas, *tasks)
+                    await self._drain(replicas, task)
                     serving.cancel()
             finally:
                 replicas.kill()
-                for child in self.children:
-                    child.kill()
+                self.gateways.kill()
+                if self._console is not None:
+                    self._console.kill()
         return self._fate.ending()
 
     async def _announce(self, replicas: Replicas) -> None:
         """Say that all is ready, once. Bounded by each child's start_seconds."""
-        await self._gateway_ready.wait()
+        await self.gateways.all_ready()
         places = await replicas.floor_is_ready(self._plan.floor)
         self._is_announced = True
         self._announcer.ready(places, seconds=self._clock.now() - self._begun)
 
-    async def _drain(
-        self, replicas: Replicas, gateway: asyncio.Task[bool], *console: asyncio.Task[bool]
-    ) -> None:
-        """End the gateway, the replicas, the console; a second signal kills what is left."""
+    async def _drain(self, replicas: Replicas, console: asyncio.Task[bool] | None) -> None:
+        """End the gateways, the replicas, the console; a second signal kills what is left."""
         replicas.freeze()
         if self._fate.failure is None:
             self._announcer.draining(limit=self._plan.limits.drain_seconds)
-        if not await self._end(self._gateway, gateway):
-            self._fate.bad_ends.append(self._gateway.child.name)
+        self._fate.bad_ends += await self._unless_killed(self.gateways.end(), self._kill_gateways)
         self._fate.bad_ends += await self._unless_killed(replicas.close(), replicas.kill)
-        for task in console:
-            assert self._console is not None
-            await self._end(self._console, task)  # however: no request needs it
+        if self._console is not None and console is not None:
+            self._console.end()
+            await self._unless_killed(console, self._console.kill)  # no request needs it
 
-    async def _end(self, keeper: Keeper, task: asyncio.Task[bool]) -> bool:
-        keeper.end()
-        return await self._unless_killed(task, lambda: self._kill(keeper))
-
-    def _kill(self, keeper: Keeper) -> None:
+    def _kill_gateways(self) -> None:
         if self._fate.failure is None:
-            self._announcer.trouble(f"{keeper.child.name} is killed")
-        keeper.kill()
+            for keeper in self.gateways.children:
+                if keeper.child.pid is not None:
+                    self._announcer.trouble(f"{keeper.child.name} is killed")
+        self.gateways.kill()
 
     async def _unless_killed(self, ending: Awaitable[T], kill: Callable[[], None]) -> T:
         """Wait for an end, which its keeper bounds, or bring it about at the second signal."""
@@ -187,8 +191,6 @@ class Supervisor:
 
     def child_ready(self, child: str, report: Ready, seconds: Seconds) -> None:
         """See KeeperEvents."""
-        if child == self._gateway.child.name:
-            self._gateway_ready.set()
 
     def child_died(self, death: Death) -> None:
         """See KeeperEvents. Without a console the server serves on."""

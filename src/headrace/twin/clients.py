@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.core.kvcache.chain import chain_root, prompt_chain
-from headrace.core.router.events import RequestArrived
 from headrace.machine import Source
 from headrace.twin.groups import EVER, Groups
 from headrace.twin.ledger import Ledger, Stream
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from headrace.executor.base import ExecutorSpec
     from headrace.monitoring.goodput import Targets
+    from headrace.twin.gateway import SimulatedGateway
     from headrace.twin.groups import Group, Window
     from headrace.twin.simulator import Simulator
     from headrace.twin.traces.arrivals import Arrival
@@ -98,8 +98,7 @@ class Clients:
         self._simulator = simulator
         self._concurrency = concurrency
         self._on_done = on_done
-        self._send: Callable[[RequestArrived], None] = _nowhere
-        self._now: Callable[[], Seconds] = lambda: simulator.now
+        self._choose: Callable[[], SimulatedGateway] = _nowhere
         self._is_exhausted = False
 
     @property
@@ -107,9 +106,9 @@ class Clients:
         """Whether every request of the trace has ended."""
         return self._is_exhausted and not self.ledger.num_open
 
-    def start(self, send: Callable[[RequestArrived], None], now: Callable[[], Seconds]) -> None:
-        """Begin to send. ``now`` reads the gateway's clock, for deadlines."""
-        self._send, self._now = send, now
+    def start(self, choose: Callable[[], SimulatedGateway]) -> None:
+        """Begin to send, each request to the gateway that ``choose`` returns."""
+        self._choose = choose
         for _ in range(self._concurrency or 1):
             self._next()
 
@@ -125,13 +124,14 @@ class Clients:
 
     def _arrive(self, arrival: Arrival) -> None:
         ledger, writer = self.ledger, self._writer
-        request = writer.request(arrival, f"q{ledger.num_requests}", self._now())
+        gateway = self._choose()
+        request = writer.request(arrival, f"q{ledger.num_requests}", gateway.driver.now)
         ledger.begin(
             request.id, writer.stream(arrival, self.groups.of(arrival.terms), self._simulator.now)
         )
         if not self._concurrency:
             self._next()
-        self._send(RequestArrived((request,)))
+        gateway.arrive(request)
 
     def _ended(self) -> None:
         if self._concurrency:
@@ -140,5 +140,5 @@ class Clients:
             self._on_done()
 
 
-def _nowhere(event: RequestArrived) -> None:
-    raise AssertionError(f"{event} before start")
+def _nowhere() -> SimulatedGateway:
+    raise AssertionError("a request before start")

@@ -1,11 +1,11 @@
-"""Cluster: a gateway, replicas, a controller and clients in virtual time, wired by build_cluster.
+"""Cluster: gateways, replicas, a controller and clients in virtual time, wired by build_cluster.
 
     Clients --RequestArrived--> Gateway(Router) ==Links==> Replica(EngineCore, device)
                                    |  ^                       x n, started and ended by
                             PoolLoad  drains, resets          Pool(Autoscaler)
 
-Router, EngineCore, KVCache and Autoscaler are the ones that serve; each process has a clock of
-its own. A run is a function of trace, config and code.
+Router, Gossip, EngineCore, KVCache and Autoscaler are the ones that serve; each process has a
+clock of its own. A run is a function of trace, config and code.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from headrace.core.autoscaler.machine import Autoscaler
 from headrace.core.balancer.policy import ReplicaFacts
 from headrace.core.balancer.registry import build_policy
 from headrace.core.kvcache.chain import chain_root
+from headrace.core.router.gossip import Gossip
 from headrace.core.router.machine import Router
 from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.machine import Source
 from headrace.twin.capacity import executor_spec
 from headrace.twin.clients import Clients, Writer
 from headrace.twin.executor import RooflineExecutor
-from headrace.twin.gateway import Connection, SimulatedGateway
+from headrace.twin.front import SimulatedFront
+from headrace.twin.gateway import Quota, SimulatedGateway
+from headrace.twin.lines import Connection, Lines
 from headrace.twin.network import Link
 from headrace.twin.pool import Life, SimulatedPool
 from headrace.twin.replica import SimulatedReplica
@@ -35,7 +38,7 @@ from headrace.twin.texts import mix
 from headrace.types import ReplicaId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from headrace.core.costs.roofline import StepTime
     from headrace.core.router.events import RouterEvent
@@ -61,40 +64,50 @@ class Launcher:
         self._simulator = simulator
         self._step_time: StepTime = config.deployment.step_time()
         self._num_launched = 0
-        self.deliver: Callable[[RouterEvent], None] = _nobody
+        self.gateways: Sequence[SimulatedGateway] = ()
 
     def launch(self, name: ReplicaId) -> Life:
         """Return a new life of a replica."""
         self._num_launched += 1
         number, config, simulator = self._num_launched, self._config, self._simulator
-        to_gateway: Link[RouterEvent] = Link(
-            simulator,
-            lambda event: self.deliver(event),
-            delay=config.network,
-            random=self._random(2 * number),
-        )
+        lines = Lines()
         process = SimulatedReplica(
             name,
             build_engine_core(self._spec, config.scheduler),
             RooflineExecutor(self._step_time, self._spec.vocab_size),
             simulator=simulator,
             clock_offset=clock_offset(config.seed, number),
-            send=to_gateway.send,
+            send=lines.send,
+        )
+        lines.connections = [
+            self._connection(number, index, process, lines) for index in range(len(self.gateways))
+        ]
+        return Life(process, lines)
+
+    def _connection(
+        self, number: int, index: int, process: SimulatedReplica, lines: Lines
+    ) -> Connection:
+        def receive(message: ToEngine) -> None:
+            lines.note(index, message)
+            process.receive(message)
+
+        to_gateway: Link[RouterEvent] = Link(
+            self._simulator,
+            self.gateways[index].driver.deliver,
+            delay=self._config.network,
+            random=self._random(2 * number, index),
         )
         to_engine: Link[ToEngine] = Link(
-            simulator,
-            process.receive,
-            delay=config.network,
-            random=self._random(2 * number + 1),
+            self._simulator,
+            receive,
+            delay=self._config.network,
+            random=self._random(2 * number + 1, index),
         )
-        return Life(process, Connection(to_engine=to_engine, to_gateway=to_gateway))
+        return Connection(to_engine=to_engine, to_gateway=to_gateway)
 
-    def _random(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self._config.seed, number])
-
-
-def _nobody(event: RouterEvent) -> None:
-    raise AssertionError(f"{event} before there is a gateway")
+    def _random(self, number: int, gateway: int) -> np.random.Generator:
+        place = (gateway,) if gateway else ()
+        return np.random.default_rng([self._config.seed, number, *place])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +116,34 @@ class Cluster:
 
     config: SimulationConfig
     simulator: Simulator
-    gateway: SimulatedGateway
+    front: SimulatedFront
     pool: SimulatedPool
     clients: Clients
     spec: ExecutorSpec
     kv_used: list[float]  # of all replicas together, at each report to the controller
 
+    @property
+    def gateway(self) -> SimulatedGateway:
+        """The first gateway, the only one unless the config says otherwise."""
+        return self.front.gateways[0]
+
     def run(self, on_progress: Callable[[Seconds], None] | None = None) -> None:
         """Play the trace until every request has ended. ``on_progress`` hears the time."""
-        simulator, config, gateway = self.simulator, self.config, self.gateway
-        self.pool.open(gateway)
+        simulator, config, front = self.simulator, self.config, self.front
+        self.pool.open(front)
         for kill in config.kills:
             name = ReplicaId(f"r{kill.replica}")
             simulator.call_at(kill.at, partial(self.pool.kill, name), Source.PEER)
         simulator.call_every(config.beat_period, self._beat)
         simulator.call_every(config.load_period, self._report)
-        self.clients.start(gateway.driver.deliver, lambda: gateway.driver.now)
+        if config.gossip_period is not None and config.gateways > 1:
+            front.gossip(
+                simulator,
+                config.gossip_period,
+                config.network,
+                goes_on=lambda: not self.clients.are_done,
+            )
+        self.clients.start(front.choose)
         while not self.clients.are_done:
             simulator.run(until=simulator.now + SLICE_SECONDS, max_events=MAX_EVENTS)
             if on_progress is not None:
@@ -129,7 +154,7 @@ class Cluster:
         return not self.clients.are_done
 
     def _report(self) -> bool:
-        load = self.gateway.load()
+        load = self.front.load()
         if load.replicas:
             self.kv_used.append(sum(r.kv_used for r in load.replicas) / len(load.replicas))
         self.pool.report(load)
@@ -165,18 +190,28 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
             max_num_batched_tokens=batched,
         ),
     )
-    gateway = SimulatedGateway(
-        Router(config.router, build_policy(config.policy, config.seed)),
-        clients.ledger,
-        simulator=simulator,
-        clock_offset=clock_offset(config.seed, -2),
+    gossips = [Gossip(f"g{index}") for index in range(config.gateways)]
+    launcher.gateways = [
+        SimulatedGateway(
+            Router(config.router, build_policy(config.policy, config.seed + index)),
+            clients.ledger,
+            name=gossip.life,
+            simulator=simulator,
+            clock_offset=clock_offset(config.seed, -2 - index),
+            quota=Quota(config.max_concurrent, gossip.held),
+        )
+        for index, gossip in enumerate(gossips)
+    ]
+    front = SimulatedFront(
+        launcher.gateways,
+        gossips,
+        random=np.random.default_rng([config.seed, 0]),
         on_emptied=pool.emptied,
     )
-    launcher.deliver = gateway.driver.deliver
     return Cluster(
         config=config,
         simulator=simulator,
-        gateway=gateway,
+        front=front,
         pool=pool,
         clients=clients,
         spec=spec,

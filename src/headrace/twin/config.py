@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.core.autoscaler.config import AutoscalerConfig
+from headrace.core.router.gossip import GOSSIP_PERIOD
 from headrace.core.router.machine import RouterLimits
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.monitoring.goodput import NO_TARGETS, Targets
@@ -48,6 +49,9 @@ class SimulationConfig:
     deployment: Deployment
     pool: Pool
     policy: str = "predicted_ttft"
+    gateways: int = 1
+    gossip_period: Seconds | None = GOSSIP_PERIOD  # None: they tell each other nothing
+    max_concurrent: int = 0  # open requests of one tenant, as a key's limit; 0: any number
     seed: int = 0
     block_size: Tokens = 16
     scheduler: SchedulerConfig = field(

@@ -131,12 +131,11 @@ class Figures(Struct, frozen=True, kw_only=True):
 
 def figures_of(cluster: Cluster, trace: Trace) -> Figures:
     """Reduce a run that has ended."""
-    ledger, gateway, pool = cluster.clients.ledger, cluster.gateway, cluster.pool
+    ledger, front, pool = cluster.clients.ledger, cluster.front, cluster.pool
     end = cluster.simulator.now
     seconds = max(end - (trace.arrivals[0].at if cluster.config.concurrency is None else 0), 1e-9)
-    rows = [
-        _replica(name, place, gateway.dispatched[name], end) for name, place in pool.places.items()
-    ]
+    dispatched = front.dispatched
+    rows = [_replica(name, place, dispatched[name], end) for name, place in pool.places.items()]
     paid = sum(row.seconds for row in rows)
     busy = [row.busy_share * row.seconds for row in rows]
     mean_busy = sum(busy) / len(busy)
@@ -159,8 +158,8 @@ def figures_of(cluster: Cluster, trace: Trace) -> Figures:
         kv_used_max=_round(max(cluster.kv_used, default=0.0)),
         busy_share=_round(sum(busy) / max(paid, 1e-9)),
         imbalance=_round(max(busy) / mean_busy) if mean_busy else 1.0,
-        migrations=gateway.migrations,
-        retries=gateway.retries,
+        migrations=front.migrations,
+        retries=front.retries,
         replica_seconds=_round(paid),
         gpu_seconds=_round(paid * cluster.config.deployment.tp),
         replicas=rows,

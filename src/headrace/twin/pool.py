@@ -23,7 +23,7 @@ from headrace.core.autoscaler.events import (
     StartReplica,
     StopReplica,
 )
-from headrace.core.router.events import DrainReplica, ReplicaReady, ResumeReplica
+from headrace.core.router.events import ReplicaReady
 from headrace.machine import Source
 from headrace.twin.simulator import SimulatedDriver
 
@@ -33,17 +33,18 @@ if TYPE_CHECKING:
     from headrace.core.autoscaler.machine import Autoscaler
     from headrace.core.balancer.policy import ReplicaFacts
     from headrace.twin.config import Pool
-    from headrace.twin.gateway import Connection, SimulatedGateway
+    from headrace.twin.front import SimulatedFront
+    from headrace.twin.lines import Lines
     from headrace.twin.replica import SimulatedReplica
     from headrace.twin.simulator import Simulator
     from headrace.types import ReplicaId, Seconds
 
 
 class Life(NamedTuple):
-    """A process that serves, and its connection."""
+    """A process that serves, and its connections."""
 
     process: SimulatedReplica
-    connection: Connection
+    lines: Lines
 
 
 @dataclass(slots=True, eq=False)
@@ -84,15 +85,15 @@ class SimulatedPool:
         self._simulator = simulator
         self._launch = launch
         self._facts = facts
-        self._gateway: SimulatedGateway | None = None
+        self._front: SimulatedFront | None = None
         self._is_warm = False
         self.driver: SimulatedDriver[AutoscalerEvent, AutoscalerEffect] = SimulatedDriver(
             simulator, autoscaler, perform=self._perform, clock_offset=clock_offset
         )
 
-    def open(self, gateway: SimulatedGateway) -> None:
+    def open(self, front: SimulatedFront) -> None:
         """Have the first replicas ready at once; scale from then on."""
-        self._gateway = gateway
+        self._front = front
         config = self._config
         self.driver.deliver(RangeAsked(config.replicas, config.replicas))
         self._simulator.run(until=self._simulator.now)
@@ -114,8 +115,8 @@ class SimulatedPool:
             return
         self._note(f"kill {name}", "as was asked")
         self._end_life(place)
-        gateway, config = self._the_gateway(), self._config
-        self._later(config.detect_seconds, lambda: gateway.lose(name, "connection reset"))
+        front, config = self._the_front(), self._config
+        self._later(config.detect_seconds, lambda: front.lose(name, "connection reset"))
         self.driver.feed(ReplicaDown(name, restarts=True))
         self._later(
             config.restart_pause + config.start_seconds,
@@ -123,15 +124,15 @@ class SimulatedPool:
         )
 
     def emptied(self, name: ReplicaId) -> None:
-        """The gateway has nothing left at a draining replica."""
+        """No gateway has anything left at a draining replica."""
         self.driver.feed(ReplicaEmpty(name))
 
     def report(self, load: PoolLoad) -> None:
-        """Hand on what the gateway sees."""
+        """Hand on what the gateways see."""
         self.driver.deliver(load)
 
     def _perform(self, effect: AutoscalerEffect) -> None:
-        gateway = self._the_gateway()
+        front = self._the_front()
         match effect:
             case StartReplica(name, reason):
                 self._start(name, reason)
@@ -139,10 +140,10 @@ class SimulatedPool:
                 self._stop(name, reason)
             case BeginDrain(name, reason):
                 self._note(f"drain {name}", reason)
-                gateway.driver.feed(DrainReplica(name, self._config.drain_seconds))
+                front.drain(name, self._config.drain_seconds)
             case EndDrain(name, reason):
                 self._note(f"keep {name}", reason)
-                gateway.driver.feed(ResumeReplica(name))
+                front.resume(name)
             case Scaled(desired, present, reason):
                 if self._is_warm and desired != present:
                     self._note(f"{present} -> {desired}", reason)
@@ -162,7 +163,7 @@ class SimulatedPool:
         if self._is_warm:
             self._note(f"ready {name}", f"{seconds:g} s after its start")
         ready = ReplicaReady(name, self._facts)
-        self._the_gateway().connect(name, place.life.connection, ready)
+        self._the_front().connect(name, place.life.lines, ready)
         self.driver.feed(ReplicaUp(name, seconds))
 
     def _stop(self, name: ReplicaId, reason: str) -> None:
@@ -170,8 +171,8 @@ class SimulatedPool:
         place = self.places[name]
         place.until = self._simulator.now
         self._end_life(place)
-        gateway = self._the_gateway()
-        self._later(0.0, lambda: gateway.lose(name, "it was stopped"))
+        front = self._the_front()
+        self._later(0.0, lambda: front.lose(name, "it was stopped"))
         self.driver.feed(ReplicaDown(name, restarts=False))
 
     def _end_life(self, place: Place) -> None:
@@ -180,7 +181,7 @@ class SimulatedPool:
         place.busy_seconds += place.life.process.device.busy_seconds
         place.num_steps += place.life.process.device.num_steps
         place.life.process.end()
-        place.life.connection.cut()
+        place.life.lines.cut()
         place.life = None
 
     def _later(self, seconds: Seconds, callback: Callable[[], None]) -> None:
@@ -189,6 +190,6 @@ class SimulatedPool:
     def _note(self, what: str, reason: str) -> None:
         self.timeline.append(ScalingStep(self._simulator.now, what, reason))
 
-    def _the_gateway(self) -> SimulatedGateway:
-        assert self._gateway is not None, "open() comes first"
-        return self._gateway
+    def _the_front(self) -> SimulatedFront:
+        assert self._front is not None, "open() comes first"
+        return self._front

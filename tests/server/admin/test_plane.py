@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from headrace.clock import MonotonicClock, wall_time
 from headrace.core.autoscaler.config import AutoscalerConfig
@@ -22,16 +23,21 @@ from headrace.monitoring.journal import Journal
 from headrace.monitoring.shapes import (
     Done,
     DrainOrder,
+    GatewayRow,
     GatewayState,
     JournalEntry,
     Percentiles,
     Rates,
     ReplicaRow,
+    RequestRow,
+    RestartOrder,
     ScaleOrder,
     ServerState,
 )
 from headrace.server.address import bind_unix
 from headrace.server.admin.client import AdminClient, find_socket
+from headrace.server.admin.gateways import AllGateways
+from headrace.server.admin.journal import MergedJournal
 from headrace.server.admin.plane import AdminPlane
 from headrace.server.admin.state import About
 from headrace.server.controller import Controller
@@ -90,6 +96,12 @@ class FakeGateway:
         self.asked: list[str] = []
         self.members: Members | None = None
         self.num_connections = 1
+        self.others: FakeGateway | None = None
+
+    @property
+    def gateways(self) -> Mapping[str, FakeGateway]:
+        """See Connected."""
+        return {"g0": self} if self.others is None else {"g0": self, "g1": self.others}
 
     async def ask(self, path: str) -> Answer:
         self.asked.append(path)
@@ -114,6 +126,20 @@ class FakeGateway:
         raise error
 
 
+class FakeRestarts:
+    """Does nothing, and says so."""
+
+    def __init__(self) -> None:
+        self.progress = ""
+
+    def begin(self, what: str) -> str:
+        self.progress = f"one of the {what}"
+        return f"restarts {what}"
+
+    def gateways(self) -> list[GatewayRow]:
+        return [GatewayRow(gateway="g0", pid=9, connected=True)]
+
+
 class Admin:
     """A plane on its socket, and a client in a thread."""
 
@@ -134,7 +160,16 @@ class Admin:
         if replicas:
             self.controller.set_range(replicas, ceiling)
         about = About(version="1", url="http://x", begun=clock.now())
-        self.plane = AdminPlane(self.controller, gateway=self.gateway, about=about, clock=clock)
+        self.all = AllGateways(self.gateway)
+        self.restarts = FakeRestarts()
+        self.plane = AdminPlane(
+            self.controller,
+            gateways=self.all,
+            journal=MergedJournal(self.journal, self.gateway),
+            restarts=self.restarts,
+            about=about,
+            clock=clock,
+        )
         self.client = AdminClient(path)
 
     async def get(self, target: str, kind: type[Any]) -> Any:  # noqa: ANN401
@@ -396,3 +431,52 @@ async def test_an_answer_of_another_shape_is_one_line(tmp_path: Path):
     async with serving(tmp_path / "s") as admin:
         with pytest.raises(StartError, match="cannot read"):
             await admin.get("/state", list[int])
+
+
+@async_test
+async def test_two_gateways_are_one_picture(tmp_path: Path):
+    async with serving(tmp_path / "s") as admin:
+        other = admin.gateway.others = FakeGateway()
+        mine = gateway_state(ReplicaRow(replica="r0", state="ready", outstanding=2, kv_used=0.5))
+        theirs = gateway_state(
+            ReplicaRow(replica="r0", state="suspect", reason="silent", outstanding=3, kv_used=0.5)
+        )
+        slow = replace(theirs, ttft_counts={100: 1, 200: 98}, waiting=7)
+        admin.gateway.answer("/state", replace(mine, ttft_counts={100: 1}))
+        other.answer("/state", slow)
+        state = await admin.state()
+        assert state.gateway is not None
+        assert (state.gateway.waiting, state.gateway.running) == (8, 6)
+        assert state.gateway.ttft.p50 is not None
+        assert state.gateway.ttft.p50 > 0.2  # bucket 200 of both, not the mean of two medians
+        assert state.gateway.ttft_counts == {}
+        row = state.replicas[0]
+        assert (row.state, row.outstanding, row.kv_used) == ("suspect", 5, 0.5)
+        assert state.gateways == [GatewayRow(gateway="g0", pid=9, connected=True)]
+
+
+@async_test
+async def test_a_request_is_explained_by_the_gateway_that_had_it(tmp_path: Path):
+    async with serving(tmp_path / "s") as admin:
+        other = admin.gateway.others = FakeGateway()
+        admin.gateway.answer("/explain/c", {"error": {"message": "no request c"}}, status=404)
+        other.answer("/explain/c", {"id": "c"})
+        assert await admin.get("/explain/c", dict[str, str]) == {"id": "c"}
+        rows = [
+            [RequestRow(id="a", unix=1, state="stop"), RequestRow(id="b", unix=4, state="stop")],
+            [RequestRow(id="c", unix=3, state="stop"), RequestRow(id="d", unix=0, state="running")],
+        ]
+        admin.gateway.answer("/requests", rows[0])
+        other.answer("/requests", rows[1])
+        listed = await admin.get("/requests", list[RequestRow])
+        assert [row.id for row in listed] == ["d", "b", "c", "a"]
+
+
+@async_test
+async def test_a_restart_is_ordered_and_its_progress_shown(tmp_path: Path):
+    async with serving(tmp_path / "s") as admin:
+        assert await admin.post("/restart", RestartOrder(what="gateways")) == "restarts gateways"
+        assert (await admin.state()).restarting == "one of the gateways"
+        status, answer = await admin.raw("POST", "/restart", '{"what": "the world"}')
+        assert status == 400
+        assert "Invalid enum value" in answer["error"]["message"]

@@ -16,7 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from headrace.messages import (
     Answer,
     Ask,
+    AskAll,
     Emptied,
+    Farewell,
+    Hello,
     Member,
     Members,
     PoolReport,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from headrace.messages import ToController
     from headrace.model.text import TextModel
+    from headrace.server.gateway.http.messages import Response
 
 LIMITS = ConnectionLimits()
 ASKED = {"prompt": "a", "max_tokens": 5}
@@ -102,6 +106,11 @@ class Controlled:
     controller: Controller
     path: Path
     links: list[KeptReplica] = field(default_factory=list)
+    doors: list[ControlDoor] = field(default_factory=list)
+
+    @property
+    def door(self) -> ControlDoor:
+        return self.doors[0]
 
     async def connect(self) -> Controller:
         loop = asyncio.get_running_loop()
@@ -141,6 +150,7 @@ async def controlled(text: TextModel, directory: Path) -> AsyncIterator[Controll
         gateway.traffic.on_emptied = door.emptied
         await door.start(found.path)
         found.controller = await found.connect()
+        found.doors.append(door)
         yield found
         found.controller.connection.close("done")
         door.close()
@@ -333,7 +343,40 @@ async def test_the_socket_is_private_and_nonsense_ends_only_its_connection(
         assert stat.S_IMODE(room.path.stat().st_mode) == 0o600
         reader, writer = await asyncio.open_unix_connection(room.path)
         writer.write(b"\xff" * 64)
-        assert await reader.read() == b""
+        assert (await reader.read()).endswith(b"g0")  # it has said who it is, and nothing more
         writer.close()
         room.controller = await room.connect()
         assert (await room.controller.ask("/state")).status == 200
+
+
+@async_test
+async def test_the_controller_is_asked_for_what_all_gateways_know(
+    text: TextModel, tmp_path: Path
+) -> None:
+    async with controlled(text, tmp_path) as found:
+        replies: list[Response] = []
+        await found.controller.next(Hello)
+        assert found.door.ask_all("/metrics", replies.append)
+        asked = await found.controller.next(AskAll)
+        assert isinstance(asked, AskAll)
+        found.controller.connection.send(Answer(asked.number, 200, "text/plain", b"all"))
+        await found.served.until(lambda: len(replies) == 1)
+        assert replies[0].body == b"all"
+        assert found.door.ask_all("/metrics", replies.append)
+        found.controller.connection.abort("it dies")
+        await found.served.until(lambda: len(replies) == 2)
+        assert replies[1].status == 503
+        assert not found.door.ask_all("/metrics", replies.append)
+
+
+@async_test
+async def test_a_gateway_says_who_it_is_and_at_its_end_what_it_counted(
+    text: TextModel, tmp_path: Path
+) -> None:
+    async with controlled(text, tmp_path) as found:
+        controller = await found.connect()
+        assert await controller.next(Hello) == Hello("g0")
+        found.door.close()
+        farewell = await controller.next(Farewell)
+        assert isinstance(farewell, Farewell)
+        assert b"headrace_connections" in farewell.figures

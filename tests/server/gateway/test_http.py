@@ -152,7 +152,7 @@ async def test_more_than_is_kept_behind_a_stream_is_read_after_it(text: TextMode
         request = await served.replica.next_request()
         for _ in range(20):
             client.ask("POST", "/tokenize", {"prompt": "hi", "padding": " " * 30_000})
-        (connection,) = served.gateway.listener._connections
+        (connection,) = served.gateway.listener.crowd
         await served.until(lambda: len(connection._backlog) > 64 * 1024)
         assert len(connection._backlog) < 600_000
         served.replica.say(request, [], finish=FinishReason.STOP)
@@ -256,7 +256,7 @@ async def test_accepted_sockets_send_without_delay(text: TextModel) -> None:
     async with serving(text) as served:
         client = await served.connect()
         await client.request("GET", "/live")
-        (connection,) = served.gateway.listener._connections
+        (connection,) = served.gateway.listener.crowd
         sock = connection._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
@@ -441,4 +441,21 @@ async def test_a_thousand_clients_that_come_and_go_leave_nothing(text: TextModel
                     client.ask("POST", CHAT, {"messages": [{"role": "user", "content": "a"}]})
                 client.reset() if index % 2 else client.close()
             served.clients.clear()
+        await served.until(lambda: served.gateway.listener.num_connections == 0)
+
+
+@on_both_loops
+async def test_after_a_hand_over_each_connection_has_one_request_more(text: TextModel) -> None:
+    async with serving(text) as served:
+        idle, busy = await served.connect(), await served.connect()
+        await idle.request("GET", "/live")
+        busy.ask("POST", CHAT, {"messages": [{"role": "user", "content": "a"}]})
+        request = await served.replica.next_request()
+        served.gateway.listener.hand_over()
+        assert served.gateway.listener.num_connections == 2  # nobody is cut off
+        answer = await idle.request("GET", "/live")
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        served.replica.say(request, [5], finish=FinishReason.STOP)
+        answer = await busy.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
         await served.until(lambda: served.gateway.listener.num_connections == 0)

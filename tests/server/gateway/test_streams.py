@@ -109,7 +109,7 @@ async def test_a_client_that_does_not_read_is_given_up_and_the_others_served(
         raw = client.writer.transport.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         other, second = await begin(served)
-        (stalled, _) = served.gateway.listener._connections
+        (stalled, _) = served.gateway.listener.crowd
         long = served.encode("\u4e2d" * 2000)
         while stalled._stalled_since is None:
             served.replica.say(request, long)
@@ -144,7 +144,7 @@ async def test_a_stall_that_ends_is_forgiven(text: TextModel) -> None:
     async with serving(text) as served:
         client, request = await begin(served)
         client.writer.transport.pause_reading()
-        (connection,) = served.gateway.listener._connections
+        (connection,) = served.gateway.listener.crowd
         said = 0
         long = served.encode("\u4e2d" * 2000)
         while connection._stalled_since is None:
@@ -204,7 +204,7 @@ async def test_a_stalled_client_that_half_closes_is_noticed_at_once(text: TextMo
     async with serving(text) as served:
         client, request = await begin(served)
         client.writer.transport.pause_reading()
-        (connection,) = served.gateway.listener._connections
+        (connection,) = served.gateway.listener.crowd
         long = served.encode("\u4e2d" * 2000)
         while connection._stalled_since is None:
             served.replica.say(request, long)

@@ -21,12 +21,14 @@ from headrace.server.gateway.app import Outside
 from headrace.server.gateway.control import ControlDoor
 from headrace.server.gateway.descriptors import fitted, raise_limit
 from headrace.server.gateway.foreign.app import build_foreign_gateway
+from headrace.server.gateway.handover import Together
 from headrace.server.keys import open_keys
 
 if TYPE_CHECKING:
     from headrace.messages import Member
     from headrace.server.child import Parent
     from headrace.server.gateway.foreign.app import ForeignGateway
+    from headrace.server.gateway.peers import Peers
     from headrace.server.keys import Keys
     from headrace.server.settings import GatewayProcess
 
@@ -43,8 +45,9 @@ async def serve_foreign(process: GatewayProcess, parent: Parent, stop: asyncio.E
         Path(process.key_file) if process.key_file else None,
         trust_tenant_header=process.gateway.trust_tenant_header,
     )
-    gateway = _build(process, journal, keys)
-    door = await _open_control(process, gateway)
+    together = Together(process)
+    gateway = _build(process, journal, keys, together.peers)
+    door = await _open_control(process, gateway, together.life)
     serving = asyncio.create_task(gateway.serve(socket.socket(fileno=process.listening_fd)))
     beside = [
         asyncio.create_task(keys.follow()),
@@ -52,9 +55,10 @@ async def serve_foreign(process: GatewayProcess, parent: Parent, stop: asyncio.E
     ]
     gc.collect()
     gc.freeze()  # what is here now stays: collections need not look at it again
-    parent.report(Ready(model=""))
     try:
-        await serving
+        with together.serving(gateway.listener, stop, door):
+            parent.report(Ready(model=""))
+            await serving
     except Exception:  # the outermost boundary of this process
         _log.critical("the gateway died", exc_info=True)
         return 1
@@ -68,7 +72,7 @@ async def serve_foreign(process: GatewayProcess, parent: Parent, stop: asyncio.E
     return 0
 
 
-def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> ForeignGateway:
+def _build(process: GatewayProcess, journal: Journal, keys: Keys, peers: Peers) -> ForeignGateway:
     registry = Registry(GATEWAY_TABLE)
     registry.put(BUILD, __version__, "", value=1)
     return build_foreign_gateway(
@@ -83,11 +87,14 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> ForeignGate
             name=process.name,
             journal=journal,
             cache_secret=keys.cache_secret or bytes.fromhex(process.cache_secret),
+            peers=peers,
         ),
     )
 
 
-async def _open_control(process: GatewayProcess, gateway: ForeignGateway) -> ControlDoor | None:
+async def _open_control(
+    process: GatewayProcess, gateway: ForeignGateway, life: str
+) -> ControlDoor | None:
     """Let the controller in, if there is to be one. It has no members to tell of."""
     if not process.control:
         return None
@@ -98,6 +105,7 @@ async def _open_control(process: GatewayProcess, gateway: ForeignGateway) -> Con
 
     door = ControlDoor(
         gateway=process.name,
+        life=life,
         update=ignore,
         report=lambda: pool.report(process.name, clock.now()),
         answer=gateway.questions.answer,

@@ -23,6 +23,7 @@ from headrace.server.child import Ready, run_child
 from headrace.server.gateway.app import Outside, build_gateway
 from headrace.server.gateway.control import ControlDoor
 from headrace.server.gateway.descriptors import fitted, raise_limit
+from headrace.server.gateway.handover import Together
 from headrace.server.gateway.pool import pool_report
 from headrace.server.keys import open_keys
 from headrace.server.settings import GatewayProcess
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from headrace.server.child import Parent
     from headrace.server.gateway.app import Gateway
     from headrace.server.gateway.members import Membership
+    from headrace.server.gateway.peers import Peers
     from headrace.server.keys import Keys
     from headrace.types import ReplicaId
 
@@ -63,19 +65,21 @@ async def _serve(process: GatewayProcess, parent: Parent, stop: asyncio.Event) -
         Path(process.key_file) if process.key_file else None,
         trust_tenant_header=process.gateway.trust_tenant_header,
     )
-    gateway = _build(process, journal, keys)
+    together = Together(process)
+    gateway = _build(process, journal, keys, together.peers)
     members = _members(process, gateway)
     members.update(Member(replica=name, address=path) for name, path in process.engines.items())
-    control = await _open_control(process, gateway, members)
+    control = await _open_control(process, gateway, members, together.life)
     listening = socket.socket(fileno=process.listening_fd)
     serving = asyncio.create_task(gateway.serve(listening))
     stopping = asyncio.create_task(_drain(gateway, process.drain_seconds, stop))
     following = asyncio.create_task(keys.follow())
     gc.collect()
     gc.freeze()  # what is here now stays: collections need not look at it again
-    parent.report(Ready(model=process.served_name))
     try:
-        await serving
+        with together.serving(gateway.listener, stop, control):
+            parent.report(Ready(model=process.served_name))
+            await serving
     except Exception:  # the outermost boundary of this process
         _log.critical("the gateway died", exc_info=True)
         return 1
@@ -95,7 +99,7 @@ def _journal(process: GatewayProcess) -> Journal:
     return Journal(unix_time=wall_time, source="router", file=file)
 
 
-def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> Gateway:
+def _build(process: GatewayProcess, journal: Journal, keys: Keys, peers: Peers) -> Gateway:
     registry = Registry(GATEWAY_TABLE)
     registry.put(BUILD, __version__, process.served_name, value=1)
     return build_gateway(
@@ -110,6 +114,7 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys) -> Gateway:
             name=process.name,
             journal=journal,
             cache_secret=bytes.fromhex(process.cache_secret) or keys.cache_secret or b"",
+            peers=peers,
         ),
     )
 
@@ -129,7 +134,7 @@ def _members(process: GatewayProcess, gateway: Gateway) -> Membership:
 
 
 async def _open_control(
-    process: GatewayProcess, gateway: Gateway, members: Membership
+    process: GatewayProcess, gateway: Gateway, members: Membership, life: str
 ) -> ControlDoor | None:
     """Let the controller in, if there is to be one."""
     if not process.control:
@@ -137,6 +142,7 @@ async def _open_control(
     router, clock = gateway.questions.pool.router, MonotonicClock()
     door = ControlDoor(
         gateway=process.name,
+        life=life,
         update=members.update,
         report=lambda: pool_report(router.figures(clock.now()), process.name),
         answer=gateway.questions.answer,

@@ -29,7 +29,8 @@ class ReplicaFacts:
 class ReplicaView:
     """One replica as this router sees it.
 
-    Load is counted at dispatch and released by events, never scraped: ``prefill_tokens`` are
+    Load is counted at dispatch and released by events, never scraped; what other gateways have
+    there is in it, as old as their last gossip: ``prefill_tokens`` are
     uncached prompt tokens sent there whose request has no first token yet; ``decoding`` are
     requests that have one; ``context_tokens`` is the sum of the lengths of all requests there.
     """

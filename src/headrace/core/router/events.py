@@ -15,7 +15,11 @@ from headrace.core.health import ReplicaState as ReplicaState  # noqa: TC001  (u
 from headrace.machine import Tick
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from headrace.core.router.gossip import Load
     from headrace.core.router.knowledge import KvKnowledge
+    from headrace.core.router.lanes import LaneKey
     from headrace.types import (
         BlockKey,
         Output,
@@ -168,6 +172,15 @@ class KvListed:
 
 
 @dataclass(frozen=True, slots=True)
+class PeersHeard:
+    """What other gateways do with the same replicas: for some of them their load now, all others
+    together, and what they served to tenants since the last such event."""
+
+    loads: Mapping[ReplicaId, Load]
+    service: Mapping[LaneKey, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Take nothing new, finish what was accepted; what is left after ``limit`` seconds fails."""
 
@@ -188,6 +201,7 @@ RouterEvent: TypeAlias = (
     | LoadSeen
     | KvReported
     | KvListed
+    | PeersHeard
     | Drain
     | Tick
 )

@@ -25,8 +25,8 @@ class ReplicaFigures:
     state: ReplicaState
     knowledge: KvKnowledge  # of its prefix cache
     accuracy: float | None  # of what was predicted of it lately, 0 to 1; None: too little to say
-    outstanding: int  # requests
-    prefill_tokens: Tokens  # uncached, of requests without a first token
+    outstanding: int  # requests of this gateway
+    prefill_tokens: Tokens  # uncached, of those without a first token
     kv_used: float  # share of its blocks that running requests hold, 0 to 1
     prefill_rate: float  # prompt tokens a second that it computes when it computes; 0: not known
     computed_tokens: Tokens  # prompt tokens, since its start
@@ -64,14 +64,14 @@ def _predicted_ttft(fleet: Fleet, queue: WaitingQueue, pace: Pace) -> Seconds | 
 
 
 def _replica_figures(fleet: Fleet, member: Member) -> ReplicaFigures:
-    view = member.view
+    view, own = member.view, member.own
     return ReplicaFigures(
         replica=view.replica,
         state=fleet.state(view.replica),
         knowledge=fleet.prefixes.knowledge(view.replica),
         accuracy=fleet.prefixes.accuracy(view.replica),
-        outstanding=view.outstanding,
-        prefill_tokens=view.prefill_tokens,
+        outstanding=own.outstanding,
+        prefill_tokens=own.prefill_tokens,
         kv_used=kv_used(view),
         prefill_rate=prefill_rate(view),
         computed_tokens=0 if view.report is None else view.report.computed_tokens_total,

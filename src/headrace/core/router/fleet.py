@@ -13,6 +13,7 @@ from headrace.core.balancer.candidates import Candidates
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.core.costs.step_time import StepTimes
 from headrace.core.health import ReplicaState
+from headrace.core.router.gossip import NO_LOAD, Load
 from headrace.core.router.prefixes import Prefixes
 from headrace.core.router.requests import Attempt
 from headrace.errors import InvariantBroken
@@ -32,11 +33,54 @@ URGENT_SHARE = 8
 
 @dataclass(slots=True)
 class Member:
-    """A connected replica."""
+    """A connected replica. The counts in its view are ours and those of other gateways."""
 
     view: ReplicaView
     attempts: dict[RequestId, Attempt] = field(default_factory=dict)
     busy_until: Seconds = 0.0  # it said that it is full
+    others: Load = NO_LOAD  # what other gateways have there
+
+    @property
+    def own(self) -> Load:
+        """What we have there."""
+        view, others = self.view, self.others
+        return Load(
+            view.outstanding - others.outstanding,
+            view.prefill_tokens - others.prefill_tokens,
+            view.decoding - others.decoding,
+            view.context_tokens - others.context_tokens,
+        )
+
+    @property
+    def outstanding(self) -> int:
+        """Our requests; with the next three, what the FailureDetector looks at."""
+        return len(self.attempts)
+
+    @property
+    def decoding(self) -> int:
+        """Of those, the ones that were answered."""
+        return self.view.decoding - self.others.decoding
+
+    @property
+    def progress_at(self) -> Seconds:
+        """As in the view."""
+        return self.view.progress_at
+
+    @property
+    def longest_step(self) -> Seconds:
+        """As in the view."""
+        return self.view.longest_step
+
+    def hear(self, others: Load, now: Seconds) -> None:
+        """Other gateways have so much there now."""
+        view = self.view
+        if not view.outstanding:
+            view.progress_at = now  # it had nothing to do until now
+        total = Load(
+            view.outstanding, view.prefill_tokens, view.decoding, view.context_tokens
+        ).changed(self.others, others)
+        view.outstanding, view.prefill_tokens, view.decoding, view.context_tokens = total
+        self.others = others
 
 
 class Fleet:
@@ -53,6 +97,7 @@ class Fleet:
         self.prefixes = Prefixes(discounts=discounts)
         self.drains: dict[ReplicaId, Seconds | None] = {}
         self.step_times = StepTimes()
+        self.elsewhere: dict[ReplicaId, Load] = {}  # at other gateways
         self._health = health
         self._num_lives = 0
         self._max_outstanding = max_outstanding
@@ -65,9 +110,10 @@ class Fleet:
             replica=replica, progress_at=now, facts=event.facts, life=self._num_lives
         )
         view.costs = self.step_times.pool
-        self.members[replica] = Member(view)
+        member = self.members[replica] = Member(view)
+        member.hear(self.elsewhere.get(replica, NO_LOAD), now)
         self.prefixes.add(event)
-        self._health.add(replica, view, now)
+        self._health.add(replica, member, now)
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a replica that has no attempts left. Its drain ends with it."""
@@ -168,11 +214,11 @@ class Fleet:
         self.prefixes.index.check_integrity()
         for member in self.members.values():
             view, attempts = member.view, list(member.attempts.values())
-            counted = (view.outstanding, view.decoding, view.prefill_tokens, view.context_tokens)
-            summed = (
+            counted = member.own
+            summed = Load(
                 len(attempts),
-                sum(attempt.answered for attempt in attempts),
                 sum(attempt.uncached for attempt in attempts if not attempt.answered),
+                sum(attempt.answered for attempt in attempts),
                 sum(a.tracked.prompt_tokens + len(a.tokens) for a in attempts),
             )
             if counted != summed:
@@ -183,9 +229,9 @@ class Fleet:
     def _send(self, tracked: Tracked, candidate: Candidate, now: Seconds) -> Request:
         view = candidate.view
         member = self.members[view.replica]
-        if view.outstanding == 0:
+        if not member.attempts:
             view.progress_at = now
-        unwatched = view.outstanding == view.decoding
+        unwatched = member.outstanding == member.decoding
         request = tracked.next_request()
         context = tracked.prompt_tokens + len(tracked.tokens)
         attempt = Attempt(
@@ -219,7 +265,7 @@ class Fleet:
             return False
         state = self._health.state(view.replica)
         return state is ReplicaState.READY or (
-            state is ReplicaState.PROBING and not view.outstanding
+            state is ReplicaState.PROBING and not member.attempts
         )
 
     def _claims(self, tracked: Tracked) -> dict[ReplicaId, Tokens]:

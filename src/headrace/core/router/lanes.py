@@ -81,6 +81,7 @@ class Lanes:
         self._lanes: dict[LaneKey, Lane] = {}
         self._time = dict.fromkeys(range(len(_RANKS)), 0.0)  # virtual, of each class
         self._num_taken = 0
+        self.service: dict[LaneKey, float] = {}  # work / weight done here, the latest last
 
     def __iter__(self) -> Iterator[Group]:
         return (group for lane in self._lanes.values() for group in lane.groups.values())
@@ -110,6 +111,7 @@ class Lanes:
         group = lane.head
         self._num_taken += 1
         self._time[key.rank] = max(self._time[key.rank], lane.begins)
+        self._note_service(key, group.work / lane.weight)
         lane.begins += group.work / lane.weight
         del lane.groups[group.first.group]
         lane.num_requests -= len(group.members)
@@ -125,6 +127,19 @@ class Lanes:
         if not group.members:
             del lane.groups[tracked.group]
             self._forget(self._key(tracked.request).rank)
+
+    def serve_elsewhere(self, key: LaneKey, amount: float) -> None:
+        """A tenant got so much at other gateways: here it has the less to come, while some wait."""
+        if not any(lane.groups for each, lane in self._lanes.items() if each.rank == key.rank):
+            return
+        lane = self._lanes.get(key)
+        if lane is None:
+            if len(self._lanes) >= MAX_IDLE:
+                return
+            lane = self._lanes[key] = Lane()
+        if not lane.groups:
+            lane.begins = max(lane.begins, self._time[key.rank])
+        lane.begins += amount
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless counts agree with what they count."""
@@ -160,6 +175,12 @@ class Lanes:
                 return
             count -= len(group.members)
             yield group
+
+    def _note_service(self, key: LaneKey, amount: float) -> None:
+        if self._is_fair:
+            self.service[key] = self.service.pop(key, 0.0) + amount
+            if len(self.service) > MAX_IDLE:
+                del self.service[next(iter(self.service))]
 
     def _key(self, request: Request) -> LaneKey:
         if not self._is_fair:

@@ -26,6 +26,7 @@ from headrace.core.router.events import (
     LoadReported,
     LoadSeen,
     Outputs,
+    PeersHeard,
     ReplicaBeat,
     ReplicaLost,
     ReplicaReady,
@@ -39,6 +40,7 @@ from headrace.core.router.fleet import Fleet
 from headrace.core.router.limits import RouterLimits
 from headrace.core.router.oversight import Oversight
 from headrace.core.router.requests import Tracked, keys_of
+from headrace.core.router.sharing import hear, share_of
 from headrace.core.router.streams import Streams, deadline_failure
 from headrace.errors import NotReady
 from headrace.errors import ReplicaLost as LostError
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
     from headrace.core.balancer.policy import Candidate, Policy, ReplicaView
     from headrace.core.router.fleet import Member
+    from headrace.core.router.gossip import PoolShare
     from headrace.core.router.lanes import Group
     from headrace.types import ReplicaId, Request, RequestId, Seconds
 
@@ -108,6 +111,10 @@ class Router:
         """Return the load of the pool, for reports and pages."""
         return pool_figures(self._fleet, self._streams.queue, self._admission.pace, now)
 
+    def share(self) -> PoolShare:
+        """Return what other gateways are to be told of this one."""
+        return share_of(self._fleet, self._streams.queue.lanes.service)
+
     def handle(self, event: RouterEvent, now: Seconds) -> Sequence[RouterEffect]:
         """Take one event at time ``now``; return what should be done, in order."""
         effects: list[RouterEffect] = []
@@ -124,10 +131,8 @@ class Router:
                 self._take_failure(event, now, effects)
             case ReplicaReady() | ReplicaLost() | DrainReplica() | ResumeReplica():
                 self._oversight.change(event, now, effects)
-            case Drain():
-                self._drain_until = now + event.limit
-            case Tick():
-                pass
+            case PeersHeard() | Drain() | Tick():
+                self._take_note(event, now)
             case _:
                 assert_never(event)
         self._settle(now, effects)
@@ -150,6 +155,14 @@ class Router:
         self._streams.check_integrity()
         self._fleet.check_integrity()
         self._health.check_integrity()
+
+    def _take_note(self, event: PeersHeard | Drain | Tick, now: Seconds) -> None:
+        if isinstance(event, Drain):
+            self._drain_until = now + event.limit
+        elif isinstance(event, PeersHeard):
+            hear(self._fleet, event.loads, now)
+            for key, amount in event.service.items():
+                self._streams.queue.lanes.serve_elsewhere(key, amount)
 
     def _settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Do what time and the event at hand have made due."""

@@ -24,7 +24,7 @@ class WaitingQueue:
         self._max_requests = max_requests
         self._max_wait = max_wait
         self._back: dict[RequestId, Group] = {}
-        self._new = Lanes(is_fair=is_fair)
+        self.lanes = Lanes(is_fair=is_fair)
         self._num_requests = 0
         self._num_tokens = 0
 
@@ -43,7 +43,7 @@ class WaitingQueue:
 
     def append(self, members: dict[RequestId, Tracked], now: Seconds) -> None:
         """Add a group behind the others of its kind."""
-        self._new.append(Group(members, now))
+        self.lanes.append(Group(members, now))
         self._count(members, 1)
 
     def take_back(self, tracked: Tracked, now: Seconds) -> None:
@@ -55,11 +55,11 @@ class WaitingQueue:
 
     def head(self) -> Group | None:
         """The group that is to be placed next, or None."""
-        return next(iter(self._back.values())) if self._back else self._new.head()
+        return next(iter(self._back.values())) if self._back else self.lanes.head()
 
     def pop(self) -> Group:
         """Take the head; the queue is not empty."""
-        group = self._back.pop(next(iter(self._back))) if self._back else self._new.pop()
+        group = self._back.pop(next(iter(self._back))) if self._back else self.lanes.pop()
         if group is None:
             raise InvariantBroken("nobody waits")
         self._count(group.members, -1)
@@ -71,13 +71,13 @@ class WaitingQueue:
         if tracked.group in self._back:
             del self._back[tracked.group]  # it came back alone
         else:
-            self._new.remove(tracked)
+            self.lanes.remove(tracked)
 
     def room_for(self, request: Request, num_requests: int) -> list[Group]:
         """Return who must go so that so many like ``request`` fit; empty if that is no use."""
         missing = self._num_requests + num_requests - self._max_requests
         yielding: list[Group] = []
-        for group in self._new.yielding(request, num_requests):
+        for group in self.lanes.yielding(request, num_requests):
             yielding.append(group)
             missing -= len(group.members)
             if missing <= 0:
@@ -86,7 +86,9 @@ class WaitingQueue:
 
     def longest(self) -> Group | None:
         """The group that has waited longest, or None."""
-        heads = (next(iter(self._back.values()), None), self._new.oldest())
+        if not self._num_requests:
+            return None  # as nearly always: it is asked several times for each event
+        heads = (next(iter(self._back.values()), None), self.lanes.oldest())
         return min(filter(None, heads), key=lambda group: group.since, default=None)
 
     def due_at(self) -> Seconds | None:
@@ -96,8 +98,8 @@ class WaitingQueue:
 
     def check_integrity(self) -> None:
         """Counts are the sums of the groups, no group is empty, the bound holds."""
-        self._new.check_integrity()
-        groups = [*self._back.values(), *self._new]
+        self.lanes.check_integrity()
+        groups = [*self._back.values(), *self.lanes]
         waiting = [tracked for group in groups for tracked in group.members.values()]
         num_tokens = sum(tracked.prompt_tokens for tracked in waiting)
         if (len(waiting), num_tokens) != (self._num_requests, self._num_tokens):
@@ -105,7 +107,7 @@ class WaitingQueue:
                 f"{len(waiting)} wait with {num_tokens} tokens, "
                 f"counted are {self._num_requests} with {self._num_tokens}"
             )
-        num_new = sum(len(group.members) for group in self._new)
+        num_new = sum(len(group.members) for group in self.lanes)
         if num_new > self._max_requests or not all(group.members for group in groups):
             raise InvariantBroken(f"{num_new} new ones > {self._max_requests}, or an empty group")
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from headrace.core.autoscaler.events import Stage
 from headrace.errors import InvalidRequest, MethodNotAllowed, NotReady, RequestError, RouteNotFound
 from headrace.monitoring.metrics import CONTENT_TYPE
-from headrace.monitoring.shapes import Done, DrainOrder, GatewayState, ScaleOrder
+from headrace.monitoring.shapes import Done, DrainOrder, RestartOrder, ScaleOrder
 from headrace.server.admin.figures import merged, own_figures
-from headrace.server.admin.journal import GatewayAnswers, MergedJournal
 from headrace.server.admin.state import About, server_state
 from headrace.server.gateway.http.limits import HttpLimits
 from headrace.server.gateway.http.listener import Listener
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from headrace.clock import Clock
+    from headrace.monitoring.shapes import GatewayRow, GatewayState
+    from headrace.server.admin.gateways import AllGateways
+    from headrace.server.admin.journal import MergedJournal
     from headrace.server.controller import Controller
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
@@ -46,15 +49,40 @@ _AFTER = re.compile(r"(?:after=([0-9]{1,18}))?")
 _log = logging.getLogger(__name__)
 
 
+class Restarts(Protocol):
+    """Who restarts processes one after the other, and knows the gateways'. ``Restarter`` is one."""
+
+    @property
+    def progress(self) -> str:
+        """What it is at, empty if nothing."""
+        ...
+
+    def begin(self, what: str) -> str:
+        """Restart the ``gateways`` or ``replicas``; say what happens. Raises RequestError."""
+        ...
+
+    def gateways(self) -> list[GatewayRow]:
+        """Return all gateway processes."""
+        ...
+
+
 class AdminPlane:
     """Implements Application."""
 
     def __init__(
-        self, controller: Controller, *, gateway: GatewayAnswers, about: About, clock: Clock
+        self,
+        controller: Controller,
+        *,
+        gateways: AllGateways,
+        journal: MergedJournal,
+        restarts: Restarts,
+        about: About,
+        clock: Clock,
     ) -> None:
-        self.journal = MergedJournal(controller.decisions.journal, gateway)
+        self.journal = journal
         self._controller = controller
-        self._gateway = gateway
+        self._gateways = gateways
+        self._restarts = restarts
         self._about = about
         self._clock = clock
         self._group: asyncio.TaskGroup | None = None
@@ -62,10 +90,11 @@ class AdminPlane:
             "/state": ("GET", self._state),
             "/metrics": ("GET", self._metrics),
             "/journal": ("GET", self._journal),
-            "/requests": ("GET", self._forward),
-            "/explain/*": ("GET", self._forward),
+            "/requests": ("GET", self._requests),
+            "/explain/*": ("GET", self._explain),
             "/drain": ("POST", self._drain),
             "/scale": ("POST", self._scale),
+            "/restart": ("POST", self._restart),
         }
 
     async def run(self, listening: socket.socket) -> None:
@@ -121,13 +150,14 @@ class AdminPlane:
         state = server_state(
             self._about, self._controller, await self._gateway_state(), now=self._clock.now()
         )
+        restarts = self._restarts
+        state = replace(state, gateways=restarts.gateways(), restarting=restarts.progress)
         return Response(200, msgspec.json.encode(state))
 
     async def _gateway_state(self) -> GatewayState | None:
-        """The gateway's part, None while it does not answer."""
+        """The gateways' part, None while none answers."""
         try:
-            answer = await self._gateway.ask("/state")
-            return msgspec.json.decode(answer.body, type=GatewayState)
+            return await self._gateways.state()
         except (RequestError, msgspec.MsgspecError) as error:
             _log.info("no state of the gateway: %s", error)
             return None
@@ -135,8 +165,7 @@ class AdminPlane:
     async def _metrics(self, request: HttpRequest) -> Response:
         own = own_figures(self._controller, now=self._clock.now())
         try:
-            answer = await self._gateway.ask("/metrics")
-            own = merged(answer.body.decode(), own)
+            own = merged(await self._gateways.metrics(), own)
         except RequestError:
             _log.info("metrics without those of the gateway")
         return Response(200, own.encode(), CONTENT_TYPE.encode())
@@ -147,10 +176,13 @@ class AdminPlane:
             raise InvalidRequest("the query may be after=NUMBER and nothing else")
         return Response(200, msgspec.json.encode(await self.journal.after(int(match[1] or 0))))
 
-    async def _forward(self, request: HttpRequest) -> Response:
+    async def _requests(self, request: HttpRequest) -> Response:
+        return Response(200, msgspec.json.encode(await self._gateways.requests()))
+
+    async def _explain(self, request: HttpRequest) -> Response:
         head = request.head
         path = f"{head.path}?{head.query}" if head.query else head.path
-        answer = await self._gateway.ask(path)
+        answer = await self._gateways.find(path)
         return Response(answer.status, answer.body, answer.content_type.encode())
 
     # Orders
@@ -183,6 +215,11 @@ class AdminPlane:
             raise InvalidRequest("these replicas are run elsewhere: start and end them there")
         self._controller.set_range(*wanted)
         return _done(f"the range of replicas is {wanted} now; {present} there or starting")
+
+    async def _restart(self, request: HttpRequest) -> Response:
+        order = _decoded(request, RestartOrder)
+        self._must_decide()
+        return _done(self._restarts.begin(order.what))
 
     def _must_decide(self) -> None:
         if self._controller.is_closed:

@@ -25,6 +25,7 @@ from headrace.server.gateway.front import Front, Tasks
 from headrace.server.gateway.http.listener import Listener
 from headrace.server.gateway.members import Membership
 from headrace.server.gateway.model import ServedModel
+from headrace.server.gateway.peers import ALONE
 from headrace.server.gateway.pool import Pool
 from headrace.server.gateway.prompting import Prompter, Threads
 from headrace.server.gateway.replicas import Replicas
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest
     from headrace.server.gateway.members import KeptLink
+    from headrace.server.gateway.peers import Peers
     from headrace.server.gateway.structured import Trial
     from headrace.server.keys import Keys
     from headrace.types import ReplicaId, Seconds
@@ -70,6 +72,7 @@ class Outside:
     name: str = "gateway"
     journal: Journal | None = None
     cache_secret: bytes = b""
+    peers: Peers = ALONE
 
     @property
     def figures(self) -> Figures:
@@ -165,6 +168,7 @@ def build_gateway(
         loop=asyncio.get_running_loop(),
         on_fault=fail,
     )
+    outside.peers.join("", router, traffic.feed)
     workers = Workers(
         ThreadPoolExecutor(config.text_threads, thread_name_prefix="text"),
         ThreadPoolExecutor(1, thread_name_prefix="grammar"),
@@ -172,7 +176,7 @@ def build_gateway(
     tasks = Tasks()
     routes = _build_endpoints(config, model, questions, traffic, workers, tasks, outside)
     return Gateway(
-        listener=_build_listener(config, RouteTable(routes, keys), figures, outside),
+        listener=build_listener(config, RouteTable(routes, keys), figures, outside),
         traffic=traffic,
         questions=questions,
         tasks=tasks,
@@ -259,7 +263,13 @@ def _build_questions(
         figures=figures,
         records=Records(),
         journal=journal,
-        scrape=Scrape(process=outside.name, figures=figures, pool=pool, clock=outside.clock),
+        scrape=Scrape(
+            process=outside.name,
+            figures=figures,
+            pool=pool,
+            clock=outside.clock,
+            peers=outside.peers,
+        ),
         clock=outside.clock,
     )
 
@@ -299,16 +309,26 @@ def _build_model(
     )
 
 
-def _build_listener(
+def build_listener(
     config: GatewayConfig, routes: RouteTable, figures: Figures, outside: Outside
 ) -> Listener:
-    front = Front(routes, figures=figures, clock=outside.clock, random_bits=outside.random_bits)
-    return Listener(
+    """Wire what is between sockets and routes."""
+    front = Front(
+        routes,
+        figures=figures,
+        clock=outside.clock,
+        random_bits=outside.random_bits,
+        peers=outside.peers,
+    )
+    listener = Listener(
         limits=config.http,
         clock=outside.clock,
         application=front,
         count=figures.connections,
+        elsewhere=outside.peers.held,
     )
+    outside.peers.count(listener.crowd.held)
+    return listener
 
 
 def build_routes(

@@ -54,6 +54,10 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     discount_claims: Annotated[
         bool, Meta(description="cached tokens that are predicted count for the share that is found")
     ] = True
+    gossip_ms: Annotated[
+        float,
+        Meta(ge=0, le=50, description="gateways tell each other of news so often; 0: never"),
+    ] = 10.0
     trust_tenant_header: Annotated[
         bool, Meta(description="believe x-headrace-tenant without a trusted key")
     ] = False

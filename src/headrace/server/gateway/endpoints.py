@@ -56,7 +56,7 @@ class StateEndpoints:
 
     def metrics(self, _request: HttpRequest, exchange: Exchange) -> None:
         """GET /metrics, for Prometheus."""
-        exchange.reply(self.scrape.response())
+        self.scrape.serve(exchange)
 
     def _judge(self, *, stuck_after: Seconds) -> Health:
         router = self.router

@@ -15,7 +15,8 @@ from headrace.errors import (
     UnsupportedMediaType,
 )
 from headrace.server.gateway.http.messages import JSON, Response, error_response
-from headrace.server.keys import Seats
+from headrace.server.gateway.peers import ALONE
+from headrace.server.keys import KeySeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
+    from headrace.server.gateway.peers import Peers
     from headrace.server.gateway.routes import RouteTable
 
 _LOG = logging.getLogger(__name__)
@@ -42,9 +44,11 @@ class Front:
         figures: Figures,
         clock: Clock,
         random_bits: Callable[[int], int],
+        peers: Peers = ALONE,
     ) -> None:
         self._routes = routes
-        self._seats = Seats()
+        self._seats = KeySeats(peers.held)
+        peers.count(self._seats.held)
         self._figures = figures
         self._clock = clock
         self._random_bits = random_bits

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 from headrace.monitoring.engine_figures import record_process
 from headrace.monitoring.metrics import CONTENT_TYPE
 from headrace.server.gateway.http.messages import Response
+from headrace.server.gateway.peers import ALONE
 from headrace.server.vitals import vitals
 
 if TYPE_CHECKING:
     from headrace.clock import Clock
     from headrace.monitoring.metrics import Registry
     from headrace.server.gateway.figures import Figures
+    from headrace.server.gateway.http.exchange import Exchange
+    from headrace.server.gateway.peers import Peers
     from headrace.types import Seconds
 
 _TYPE = CONTENT_TYPE.encode()
@@ -35,6 +38,11 @@ class Scrape:
     figures: Figures
     pool: Recorded
     clock: Clock
+    peers: Peers = ALONE
+
+    def serve(self, exchange: Exchange) -> None:
+        """GET /metrics: the figures of all gateways."""
+        self.peers.answer_metrics(self.response, exchange.reply)
 
     def response(self) -> Response:
         """Return them as Prometheus text."""

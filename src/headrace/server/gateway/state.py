@@ -113,6 +113,8 @@ class Questions(Generic[PoolT]):
             ttft=self.figures.ttft.percentiles(now),
             itl=self.figures.itl.percentiles(now),
             requests=self.requests(LAST_REQUESTS),
+            ttft_counts=dict(self.figures.ttft.counts(now)),
+            itl_counts=dict(self.figures.itl.counts(now)),
         )
 
     def requests(self, limit: int) -> list[RequestRow]:

@@ -14,6 +14,7 @@ from headrace.core.router.machine import Router
 from headrace.monitoring.engine_figures import EngineFigures
 from headrace.monitoring.journal import Journal
 from headrace.monitoring.records import Records
+from headrace.server.gateway.app import build_listener
 from headrace.server.gateway.book import Book
 from headrace.server.gateway.decisions import Decisions
 from headrace.server.gateway.foreign.address import parse_aliases
@@ -27,8 +28,6 @@ from headrace.server.gateway.foreign.health import ReplicaWatch
 from headrace.server.gateway.foreign.pools import ForeignReplicas, ModelPools
 from headrace.server.gateway.foreign.state import ForeignPool, ForeignState
 from headrace.server.gateway.foreign.upstream import Upstream
-from headrace.server.gateway.front import Front
-from headrace.server.gateway.http.listener import Listener
 from headrace.server.gateway.routes import Route, RouteTable
 from headrace.server.gateway.scrape import Scrape
 from headrace.server.gateway.state import Questions
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.app import Outside
     from headrace.server.gateway.config import GatewayConfig
     from headrace.server.gateway.foreign.config import ForeignConfig, ForeignReplica
+    from headrace.server.gateway.http.listener import Listener
     from headrace.server.gateway.routes import Keys
     from headrace.types import Seconds
 
@@ -116,7 +116,7 @@ def build_foreign_gateway(
             ended.set_exception(error)
 
     pools = ModelPools(
-        lambda _model: _build_pool(config, journal, outside, fail),
+        lambda model: _build_pool(model, config, journal, outside, fail),
         aliases=parse_aliases(foreign.aliases),
         cache_secret=outside.cache_secret or _draw_secret(outside),
         api_key=foreign.api_key,
@@ -131,7 +131,9 @@ def build_foreign_gateway(
         figures=figures,
         records=Records(),
         journal=journal,
-        scrape=Scrape(process=outside.name, figures=figures, pool=pool, clock=clock),
+        scrape=Scrape(
+            process=outside.name, figures=figures, pool=pool, clock=clock, peers=outside.peers
+        ),
         clock=clock,
     )
     passing = PassThrough(
@@ -143,17 +145,18 @@ def build_foreign_gateway(
     )
     state = ForeignState(pool=pool, scrape=questions.scrape, clock=clock)
     routes = RouteTable(build_foreign_routes(passing, ForeignModels(pools=pools), state), keys)
-    front = Front(routes, figures=figures, clock=clock, random_bits=outside.random_bits)
-    listener = Listener(
-        limits=config.http, clock=clock, application=front, count=figures.connections
-    )
+    listener = build_listener(config, routes, figures, outside)
     return ForeignGateway(
         listener=listener, pools=pools, watches=watches, questions=questions, ended=ended
     )
 
 
 def _build_pool(
-    config: GatewayConfig, journal: Journal, outside: Outside, fail: Callable[[Exception], None]
+    model: str,
+    config: GatewayConfig,
+    journal: Journal,
+    outside: Outside,
+    fail: Callable[[Exception], None],
 ) -> tuple[Router, Traffic]:
     router = _build_router(config, outside.random_bits(64))
     traffic = Traffic(
@@ -170,6 +173,7 @@ def _build_pool(
         loop=asyncio.get_running_loop(),
         on_fault=fail,
     )
+    outside.peers.join(model, router, traffic.feed)
     return router, traffic
 
 

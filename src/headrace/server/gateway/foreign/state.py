@@ -101,26 +101,31 @@ class ForeignPool:
 
     def _row(self, watch: ReplicaWatch, figures: ReplicaFigures | None, now: Seconds) -> ReplicaRow:
         replica = ReplicaId(watch.name)
+        parts = [
+            each
+            for pool in self.pools.pools
+            for each in pool.router.figures(now).replicas
+            if each.replica == replica
+        ]
+        load = watch.load
         views = [
             view
             for pool in self.pools.pools
             for view in pool.router.replicas
             if view.replica == replica
         ]
-        load = watch.load
-        own = sum(view.outstanding for view in views)
         return ReplicaRow(
             replica=replica,
             state=self._state(watch),
             reason=watch.reason,
             address=watch.upstream.replica.url,
             seconds_in_state=now - watch.standing.since,
-            outstanding=own,
+            outstanding=sum(each.outstanding for each in parts),
             others=max((view.past_us for view in views), default=0),
             running=load.running if load else 0,
             waiting=load.waiting if load else 0,
             kv_used=load.kv_used if load else 0.0,
-            prefill_tokens=sum(view.prefill_tokens for view in views),
+            prefill_tokens=sum(each.prefill_tokens for each in parts),
             index=figures.knowledge if figures else "",
             index_accuracy=figures.accuracy if figures else None,
         )
@@ -158,7 +163,7 @@ class ForeignState:
 
     def metrics(self, _request: HttpRequest, exchange: Exchange) -> None:
         """GET /metrics, for Prometheus."""
-        exchange.reply(self.scrape.response())
+        self.scrape.serve(exchange)
 
     def judge(self) -> Health:
         """Return the state of the whole: fine as long as one replica takes requests."""

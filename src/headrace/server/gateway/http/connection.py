@@ -87,12 +87,13 @@ class State(Enum):
 
     OPEN = auto()
     RESERVED = auto()  # over the cap: one answer, and not to every question
+    LEAVING = auto()  # another process takes over: one request more
     RETIRING = auto()  # the server drains: close as soon as it is idle
     LINGERING = auto()  # answered for the last time; the rest of the input is dropped
     CLOSED = auto()
 
 
-_ANSWERING = (State.OPEN, State.RESERVED, State.RETIRING)
+_ANSWERING = (State.OPEN, State.LEAVING, State.RESERVED, State.RETIRING)
 
 
 class Connection(asyncio.Protocol):
@@ -179,9 +180,19 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         self._lose_exchange()
 
+    def leave(self) -> None:
+        """Close after the answer under way, or the next one.
+
+        An idle connection is not closed at once: its client may be about to use it.
+        """
+        if self._state is State.OPEN:
+            self._state = State.LEAVING
+            if self._exchange is not None:
+                self._exchange.context.keep_alive = False
+
     def retire(self) -> None:
         """Close as soon as nothing is under way."""
-        if self._state is not State.OPEN:
+        if self._state not in (State.OPEN, State.LEAVING):
             return
         self._state = State.RETIRING
         if self._exchange is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from email.utils import formatdate
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.clock import unix_time
-from headrace.errors import Overloaded, RequestError
+from headrace.errors import RequestError
 from headrace.server.gateway.http.connection import Connection, Excess
+from headrace.server.gateway.http.crowd import Crowd
 
 if TYPE_CHECKING:
     import socket
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _ACCEPT_BACKLOG = 1024
+
+
+def _nobody_else(_name: str) -> int:
+    return 0
 
 
 class Application(Protocol):
@@ -44,7 +47,10 @@ class Application(Protocol):
 
 
 class Listener:
-    """Accepts connections on sockets it is given. ``count`` is told how many there are."""
+    """Accepts connections on sockets it is given. ``count`` is told how many there are.
+
+    ``elsewhere`` is that of its Crowd.
+    """
 
     def __init__(
         self,
@@ -53,14 +59,14 @@ class Listener:
         clock: Clock,
         application: Application,
         count: Callable[[int], None],
+        elsewhere: Callable[[str], int] = _nobody_else,
     ) -> None:
         self.limits = limits
         self.clock = clock
         self.date = _http_date()  # as old as the last tick
         self._application = application
         self._count = count
-        self._connections: dict[Connection, str] = {}
-        self._per_address: Counter[str] = Counter()
+        self.crowd = Crowd(limits, elsewhere)
         self._servers: list[asyncio.Server] = []
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
@@ -68,7 +74,7 @@ class Listener:
     @property
     def num_connections(self) -> int:
         """Open client connections."""
-        return len(self._connections)
+        return len(self.crowd)
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket."""
@@ -82,22 +88,17 @@ class Listener:
 
     def admit(self, connection: Connection, address: str) -> Excess | None:
         """See Host."""
-        refusal = self._refusal(address)
-        self._connections[connection] = address
-        self._per_address[address] += 1
-        self._count(len(self._connections))
+        refusal = self.crowd.add(connection, address)
+        self._count(len(self.crowd))
         if refusal is None:
             return None
-        return Excess(refusal, len(self._connections) - self.limits.max_connections)
+        return Excess(refusal, len(self.crowd) - self.limits.max_connections)
 
     def release(self, connection: Connection) -> None:
         """Forget a connection."""
-        address = self._connections.pop(connection)
-        self._count(len(self._connections))
-        self._per_address[address] -= 1
-        if self._per_address[address] == 0:
-            del self._per_address[address]
-        if not self._connections and self._empty is not None and not self._empty.done():
+        self.crowd.remove(connection)
+        self._count(len(self.crowd))
+        if not self.crowd and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
     def refuse(self, head: RequestHead) -> RequestError | None:
@@ -121,26 +122,33 @@ class Listener:
     def sweep(self) -> None:
         """Enforce every connection's deadlines."""
         now = self.clock.now()
-        for connection in tuple(self._connections):
+        for connection in self.crowd:
             connection.sweep(now)
+
+    def hand_over(self) -> None:
+        """Leave new connections to another process, and let each open one make one request more."""
+        for server in self._servers:
+            server.close()
+        for connection in self.crowd:
+            connection.leave()
 
     def stop_accepting(self) -> None:
         """Close the listening sockets, and every connection as soon as it is idle."""
         for server in self._servers:
             server.close()
-        for connection in tuple(self._connections):
+        for connection in self.crowd:
             connection.retire()
 
     async def closed(self, limit: Seconds) -> None:
         """Wait until the last connection is closed, at most ``limit`` seconds."""
-        if self._connections:
+        if self.crowd:
             self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._empty,), timeout=limit)
 
     def close(self) -> None:
         """Cut what is left and stop the timer."""
         self.stop_accepting()
-        for connection in tuple(self._connections):
+        for connection in self.crowd:
             connection.abort()
         if self._timer is not None:
             self._timer.cancel()
@@ -151,20 +159,6 @@ class Listener:
         self.date = _http_date()
         self.sweep()
 
-    def _refusal(self, address: str) -> RequestError | None:
-        limits = self.limits
-        if len(self._connections) >= limits.max_connections:
-            return Overloaded(f"over {limits.max_connections} connections")
-        if self._per_address[address] < limits.max_connections_per_ip:
-            return None
-        if limits.loopback_is_exempt and _is_local(address):
-            return None
-        return Overloaded(f"over {limits.max_connections_per_ip} connections from one address")
-
 
 def _http_date() -> bytes:
     return formatdate(unix_time(), usegmt=True).encode()
-
-
-def _is_local(address: str) -> bool:
-    return address == "unix" or ip_address(address).is_loopback
