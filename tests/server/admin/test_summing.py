@@ -28,6 +28,12 @@ REPORT = ReportLoad(
 )
 
 
+def tell_of_engine(registry: Registry) -> None:
+    figures = EngineFigures(registry)
+    figures.ready(ReplicaId("r0"))
+    figures.load(ReplicaId("r0"), REPORT)
+
+
 class Gateway:
     """Counts, and tells."""
 
@@ -73,7 +79,7 @@ def test_counters_histograms_and_gauges_are_sums():
 def test_what_engines_report_to_every_gateway_counts_once():
     totals, first, second = pair()
     for gateway in (first, second):
-        EngineFigures(gateway.registry).load(ReplicaId("r0"), REPORT)
+        tell_of_engine(gateway.registry)
         gateway.tell()
     assert value(totals, "headrace_engine_steps_total", replica="r0") == 3
     assert value(totals, "headrace_kv_blocks", replica="r0", state="used") == 3
@@ -82,7 +88,7 @@ def test_what_engines_report_to_every_gateway_counts_once():
 def test_everything_that_engines_report_is_known_as_such():
     told = Registry(table.GATEWAY_TABLE)
     empty = told.exposition().splitlines()
-    EngineFigures(told).load(ReplicaId("r0"), REPORT)
+    tell_of_engine(told)
     names = {line.partition("{")[0] for line in told.exposition().splitlines() if line not in empty}
     assert len(names) > 20
     metrics = {metric.name: metric for metric in table.GATEWAY_TABLE}
