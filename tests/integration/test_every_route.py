@@ -38,7 +38,7 @@ CONSOLE += [("GET", "/api/events")]
 ADMIN = [
     (method, path)
     for path, (method, _) in AdminPlane(
-        Mock(), gateway=Mock(), about=Mock(), clock=Mock()
+        Mock(), gateways=Mock(), journal=Mock(), restarts=Mock(), about=Mock(), clock=Mock()
     )._routes.items()
 ]
 

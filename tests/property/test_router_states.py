@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from headrace.core.balancer.policy import ReplicaFacts
-from headrace.core.balancer.registry import POLICIES
+from headrace.core.balancer.registry import POLICIES, build_policy
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.events import (
     AttemptFailed,
@@ -122,7 +122,7 @@ class RouterStates(RuleBasedStateMachine):
             max_migrations=migrations,
             max_failures=2,
         )
-        self.router = Router(self.limits, POLICIES[policy]())
+        self.router = Router(self.limits, build_policy(policy))
         self.now = 0.0
         self.num_requests = 0
         self.num_admitted = 0

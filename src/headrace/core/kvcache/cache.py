@@ -120,6 +120,10 @@ class KVCache:
         """Return how many blocks hold ``num_tokens``."""
         return -(-num_tokens // self.block_size)
 
+    def num_lacking(self, table: BlockTable) -> int:
+        """Return how many blocks a table lacks for its tokens."""
+        return self.blocks_for(len(table.tokens)) - len(table.blocks)
+
     def take_cached(self, table: BlockTable) -> Tokens | None:
         """Append every cached block that continues a table; return the tokens gained.
 

@@ -149,7 +149,8 @@ class EngineCore:
         """Give up what is in the way of a step."""
         self._give_up(self._watch.repair(), effects)
         self._plan(effects, now)
-        while self._live and not self.scheduler.in_flight:
+        slices = self.scheduler.kv.slices
+        while self._live and not (self.scheduler.in_flight or slices.are_due):
             self._give_up([self._watch.blocker()], effects)
             self._plan(effects, now)
 

@@ -29,7 +29,5 @@ class Lookahead:
     def num_spare(self) -> int:
         """Return how many free blocks neither prompts under way lack nor decodes grow into."""
         kv, running = self._scheduler.kv, self._scheduler.running
-        lacking = sum(
-            kv.blocks_for(len(s.tokens)) - len(s.table.blocks) for s in running if s.num_missing > 1
-        )
+        lacking = sum(kv.num_lacking(s.table) for s in running if s.num_missing > 1)
         return kv.num_free - lacking - len(running)

@@ -88,7 +88,7 @@ class Running:
         """Count the free blocks that are promised to nobody: neither to those ``behind``, which
         lack them, nor to all who run, to grow into."""
         kv = self._kv
-        lacking = sum(kv.blocks_for(len(s.tokens)) - len(s.table.blocks) for s in behind)
+        lacking = sum(kv.num_lacking(s.table) for s in behind)
         return kv.num_free - lacking - self._growth(headroom)
 
     def _growth(self, headroom: Headroom) -> int:

@@ -220,8 +220,8 @@ class Scheduler:
     def _admit(self, step: Step, rank: int, *, before: Seconds) -> None:
         """Start newcomers of one class that must start ``before``, past a few that do not fit.
 
-        ``step.spare`` blocks are promised to nobody. Every newcomer takes those that its prompt
-        demands and one to grow.
+        ``step.spare`` blocks are promised to nobody. Every newcomer takes what its prompt demands
+        and one to grow; by slices, all that it lacks: who holds them may let them go meanwhile.
         """
         waiting = self.waiting
         while step.budget and rank < step.barrier:
@@ -239,7 +239,7 @@ class Scheduler:
                 return
             waiting.set_aside(sequence)
             if taken and self._start(step, sequence):
-                step.spare -= taken + 1
+                step.spare -= max(taken, self.kv.num_lacking(sequence.table)) + 1
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
