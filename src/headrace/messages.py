@@ -25,7 +25,9 @@ from headrace.types import (
     NO_TIERS,
     Constraint,
     FinishReason,
+    KvSource,
     PriorityClass,
+    Role,
     SamplingParams,
     TierFigures,
 )
@@ -69,6 +71,7 @@ class SubmitRequest(
     retention: float | None = None  # seconds
     constraint: Constraint | None = None
     weight: float = 1.0
+    source: KvSource | None = None
 
 
 class AbortRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
@@ -92,6 +95,9 @@ class Welcome(
     pid: Count
     max_num_batched_tokens: Count = 0
     epoch: Count = 0  # of two lives of one replica, the later one's is higher
+    role: Role = Role.MIXED
+    lends_at: str = ""
+    peer_block_seconds: float = 0.0
 
 
 class Logprobs(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

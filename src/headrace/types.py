@@ -92,6 +92,25 @@ class Constraint(NamedTuple):
     text: str = ""
 
 
+class Role(StrEnum):
+    """What a replica is for."""
+
+    MIXED = "mixed"  # whole requests
+    PREFILL = "prefill"  # prompts, and their first tokens
+    DECODE = "decode"  # all further tokens
+
+
+class KvSource(NamedTuple):
+    """A neighbour from which an engine may fetch the beginning of a prompt instead of computing it.
+
+    ``num_blocks`` leading blocks are believed to be there; ``address`` is where it lends them.
+    """
+
+    replica: ReplicaId
+    address: str
+    num_blocks: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A generation as an engine sees it: tokens in, tokens out.
@@ -125,6 +144,7 @@ class Request:
     retention: Seconds | None = None
     constraint: Constraint | None = None
     weight: float = 1.0  # of the tenant, among tenants
+    source: KvSource | None = None  # a hint: without it, or if it is wrong, tokens are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +200,10 @@ class TierFigures(NamedTuple):
     declined_tokens_total: Tokens = 0  # there, but slower to fetch than to compute
     quarantined_total: int = 0  # blocks that were found damaged
     errors_total: int = 0  # times a tier could not be used, and loads that were given up
+    peer_tokens_total: Tokens = 0  # fetched from neighbours, not among those loaded
+    peer_seconds_total: Seconds = 0.0
+    peer_missed_total: Tokens = 0  # asked of a neighbour, and not got
+    peer_block_seconds: Seconds = 0.0  # what a block from a neighbour is expected to take
 
 
 NO_TIERS = TierFigures()

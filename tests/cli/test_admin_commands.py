@@ -68,6 +68,17 @@ def test_ps_shows_replicas_and_a_summary():
     assert "last      1 to 2: TTFT over target" in lines
 
 
+def test_ps_shows_roles_where_there_are_some():
+    state = sample_state()
+    first, *others = state.replicas
+    lines = page(replace(state, replicas=[replace(first, role="prefill"), *others])).splitlines()
+    assert lines[0].split()[:3] == ["REPLICA", "ROLE", "STATE"]
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["r0", "prefill", "ready"],
+        ["r1", "mixed", "draining"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.9, "0s"), (59.9, "59s"), (303, "5m03s"), (7620, "2h07m")]
 )

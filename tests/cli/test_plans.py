@@ -12,7 +12,7 @@ from headrace.cli.plans import autoscaler_config, engine_plan, gateway_plan, gat
 from headrace.config import Config, Environment
 from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.server.settings import AutoscalerSettings, EngineProcess, ModelFile, ServerConfig
-from headrace.types import ReplicaId
+from headrace.types import ReplicaId, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,9 +52,10 @@ def test_each_server_has_a_cache_secret_unless_the_key_file_holds_one(tmp_path: 
 def test_an_engine_is_told_its_name_and_address(tmp_path: Path):
     environment = Environment(variables={}, directory=tmp_path, home=tmp_path)
     describe = engine_plan(Config(), environment, model=MODEL, directory=tmp_path)
-    local = describe(ReplicaId("r7"))
+    local = describe(ReplicaId("r7"), Role.PREFILL)
     process = msgspec.json.decode(local.spec.settings, type=EngineProcess)
     assert (process.replica, process.socket) == ("r7", str(tmp_path / "r7.sock"))
+    assert process.role is local.role is Role.PREFILL
     assert local.address == process.socket
     assert local.spec.name == "engine r7"
 

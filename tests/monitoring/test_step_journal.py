@@ -27,7 +27,7 @@ from headrace.monitoring.step_journal import (
 )
 from headrace.monitoring.step_replay import lines_of, read_journal, replay
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec
-from headrace.types import PriorityClass, Request, RequestId
+from headrace.types import KvSource, PriorityClass, ReplicaId, Request, RequestId
 
 if TYPE_CHECKING:
     from headrace.testing.harness import EngineHarness
@@ -87,6 +87,7 @@ class Journaled:
                 priority=pick.choice(list(PriorityClass)),
                 tenant=pick.choice("ab"),
                 deadline=self.engine.now + 0.5 if pick.random() < 0.2 else None,
+                source=KvSource(ReplicaId("r1"), "r1.kv", 9),  # which has nothing
             )
         )
 
@@ -126,15 +127,18 @@ def test_a_core_goes_on_from_a_state_in_the_midst_of_work():
     assert (found.parted, found.num_events) == ("", run.num_seen - begun)
 
 
-def test_transfers_between_tiers_are_replayed_too():
-    run = Journaled(tiers=TierConfig(transfer_blocks=3, block_seconds={Tier.HOST: 1e-6}))
+@pytest.mark.parametrize(
+    ("tier", "ways"), [(Tier.HOST, {"read", "store", "load"}), (Tier.PEER, {"load"})]
+)
+def test_transfers_between_tiers_and_from_neighbours_are_replayed_too(tier: Tier, ways: set[str]):
+    run = Journaled(tiers=TierConfig(transfer_blocks=3, block_seconds={tier: 1e-6}))
     run.run(60)
     (segment,) = run.journal.segments()
     found = replay(segment)
     assert (found.parted, found.reason) == ("", "")
     decisions = [d for line in lines_of(segment)[1] for d in line.decisions]
     told = [d.reason for d in decisions if isinstance(d, ToldDecision) and d.kind == "transfer"]
-    assert {way.split()[0] for way in told} == {"read", "store", "load"}
+    assert {way.split()[0] for way in told} == ways
 
 
 def test_a_journal_keeps_to_its_bytes_and_what_is_left_replays():

@@ -7,7 +7,7 @@ it), except that they die, hang, stutter, fail attempts and repeat what was fenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from hypothesis import settings
@@ -61,11 +61,18 @@ from headrace.types import (
     ReplicaId,
     Request,
     RequestId,
+    Role,
 )
 
 REPLICAS = [ReplicaId(f"r{index}") for index in range(3)]
 BLOCK = 2
-FACTS = ReplicaFacts(block_size=BLOCK, num_blocks=64, max_num_seqs=4, max_num_batched_tokens=8)
+FACTS = ReplicaFacts(
+    block_size=BLOCK,
+    num_blocks=64,
+    max_num_seqs=4,
+    max_num_batched_tokens=8,
+    peer_block_seconds=1e-6,
+)
 
 
 def next_token(tokens: tuple[int, ...]) -> int:
@@ -153,7 +160,7 @@ class RouterStates(RuleBasedStateMachine):
                 self.observe_dispatch(effect)
             case CancelAt(replica, attempt):
                 self.engines[replica].attempts.pop(attempt, None)
-            case GoOn(name, replica, _, num_tokens):
+            case GoOn(name, replica, _, num_tokens, planned):
                 client = self.clients[name]
                 assert client.place is not None
                 assert client.place[0] == replica
@@ -161,7 +168,7 @@ class RouterStates(RuleBasedStateMachine):
                 failed = isinstance(event, AttemptFailed) and event.request_id == client.place[1]
                 self.num_retries += failed
                 client.place, client.waits_since = None, self.now
-                client.moves += 1
+                client.moves += not planned
             case Deliver(outputs):
                 for output in outputs:
                     self.observe_output(output)
@@ -186,6 +193,9 @@ class RouterStates(RuleBasedStateMachine):
         assert request.prompt == client.request.prompt + client.tokens, "not where it was"
         assert request.max_tokens == client.request.max_tokens - len(client.tokens)
         assert request.num_prior == len(client.tokens)
+        if request.source is not None:
+            assert request.source.replica in self.engines.keys() - {effect.replica}
+            assert request.source.num_blocks * BLOCK < len(request.prompt)
         self.seen_attempts.add(request.id)
         client.place = (effect.replica, request.id)
         engine = self.engines[effect.replica]
@@ -239,10 +249,11 @@ class RouterStates(RuleBasedStateMachine):
             self.clients[request.id] = Client(request, self.now, self.now)
         self.feed(RequestArrived(requests))
 
-    @rule(replica=st.sampled_from(REPLICAS))
-    def become_ready(self, replica: ReplicaId) -> None:
+    @rule(replica=st.sampled_from(REPLICAS), role=st.sampled_from(Role), lends=st.booleans())
+    def become_ready(self, replica: ReplicaId, role: Role = Role.MIXED, lends: bool = True) -> None:
         self.engines[replica] = Engine()
-        self.feed(ReplicaReady(replica, FACTS))
+        facts = replace(FACTS, role=role, lends_at=f"{replica}.kv" if lends else "")
+        self.feed(ReplicaReady(replica, facts))
 
     @rule(replica=st.sampled_from(REPLICAS))
     def be_lost(self, replica: ReplicaId) -> None:

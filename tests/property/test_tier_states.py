@@ -1,10 +1,12 @@
-"""EngineCore with a lower tier, under whatever may happen to transfers.
+"""EngineCore with a lower tier and a neighbour, under whatever may happen to transfers.
 
 The executor's blocks are the oracle: a row whose context is not its own prefix is an error, blocks
 to be loaded hold rubbish until the load has ended, and saves read at the last moment.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -15,11 +17,35 @@ from headrace.core.kvcache.tiers import TierConfig
 from headrace.core.kvcache.transfers import Tier, TierChanged
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.machine import Tick
-from headrace.testing.engines import GREEDY, Stream, simulated_engine, simulated_spec, undisturbed
-from headrace.types import FinishReason, Request, RequestId
+from headrace.testing.engines import (
+    GREEDY,
+    Stream,
+    cached_content,
+    simulated_engine,
+    simulated_spec,
+    undisturbed,
+)
+from headrace.types import FinishReason, KvSource, ReplicaId, Request, RequestId
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 VOCABULARY = 50
 PREFIXES = [[p] * 3 + list(range(p, p + 40)) for p in (3, 4, 5)]
+
+
+def lent(block_size: int) -> dict[bytes, npt.NDArray[np.uint8]]:
+    """What a neighbour holds that computed all prefixes."""
+    spec = simulated_spec(
+        num_blocks=96, block_size=block_size, max_model_len=60, vocab_size=VOCABULARY
+    )
+    neighbour = simulated_engine(spec)
+    for prefix in PREFIXES:
+        name = RequestId(f"{prefix[0]}")
+        neighbour.submit(Request(id=name, prompt=(*prefix,), max_tokens=2, sampling=GREEDY))
+    neighbour.run_until_idle()
+    return cached_content(neighbour)
 
 
 class TierStates(RuleBasedStateMachine):
@@ -33,6 +59,7 @@ class TierStates(RuleBasedStateMachine):
         transfer_blocks=st.sampled_from([1, 3, 8]),
         outlives=st.booleans(),
         slice_blocks=st.sampled_from([1, 1024]),
+        kinds=st.sampled_from([(Tier.HOST,), (Tier.PEER,), (Tier.HOST, Tier.PEER)]),
     )
     def build(
         self,
@@ -43,6 +70,7 @@ class TierStates(RuleBasedStateMachine):
         transfer_blocks: int,
         outlives: bool,
         slice_blocks: int,
+        kinds: tuple[Tier, ...],
     ):
         self.spec = simulated_spec(
             num_blocks=num_blocks, block_size=block_size, max_model_len=60, vocab_size=VOCABULARY
@@ -54,9 +82,12 @@ class TierStates(RuleBasedStateMachine):
             slice_blocks=slice_blocks,
         )
         tiers = TierConfig(
-            transfer_blocks=transfer_blocks, block_seconds={Tier.HOST: 1e-5}, outlives=outlives
+            transfer_blocks=transfer_blocks,
+            block_seconds=dict.fromkeys(kinds, 1e-5),
+            outlives=outlives,
         )
         self.engine = simulated_engine(self.spec, config, tiers=tiers)
+        self.engine.store.lent = lent(block_size)
         self.requests: dict[RequestId, Request] = {}
         self.alone: dict[RequestId, Stream] = {}
         self.failed: set[RequestId] = set()
@@ -67,14 +98,16 @@ class TierStates(RuleBasedStateMachine):
         num_shared=st.integers(0, 43),
         tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
         max_tokens=st.integers(1, 15),
+        believed=st.integers(0, 30),
     )
-    def submit(self, prefix: int, num_shared: int, tail: list[int], max_tokens: int):
+    def submit(self, prefix: int, num_shared: int, tail: list[int], max_tokens: int, believed: int):
         prompt = (*PREFIXES[prefix][:num_shared], *tail) or (1,)
         request = Request(
             id=RequestId(f"r{len(self.requests)}"),
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=GREEDY,
+            source=KvSource(ReplicaId("r1"), "r1.kv", believed) if believed else None,
         )
         self.requests[request.id] = request
         self.alone[request.id] = undisturbed(request, self.spec)
@@ -112,7 +145,12 @@ class TierStates(RuleBasedStateMachine):
 
     @rule(prefix=st.sampled_from([0, 1, 2]))
     def come_back(self, prefix: int):
-        self.submit(prefix, 43, [len(self.requests) % VOCABULARY], 2)
+        self.submit(prefix, 43, [len(self.requests) % VOCABULARY], 2, believed=9)
+
+    @precondition(lambda self: self.engine.store.lent)
+    @rule(data=st.data())
+    def the_neighbour_loses(self, data: st.DataObject):
+        del self.engine.store.lent[data.draw(st.sampled_from(sorted(self.engine.store.lent)))]
 
     @precondition(lambda self: self.engine.store.contents)
     @rule(data=st.data(), at_once=st.booleans())

@@ -25,7 +25,7 @@ from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, M
 from headrace.server.transport.frames import ConnectionLimits
 from headrace.server.transport.link import EngineLink
 from headrace.testing.async_test import async_test
-from headrace.types import FinishReason, ReplicaId, Request, RequestId, block_key
+from headrace.types import FinishReason, KvSource, ReplicaId, Request, RequestId, block_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -468,3 +468,39 @@ async def test_a_tier_too_small_for_a_block_ends_the_start(path: Path):
             report=lambda _: None,
             stop=asyncio.Event(),
         )
+
+
+@async_test
+async def test_a_prefix_comes_from_another_engine_and_texts_are_the_same(path: Path):
+    client_blocks, Client.num_blocks = Client.num_blocks, TIERED.num_blocks
+    other = path.with_name("other.sock")
+    source = KvSource(ReplicaId("r0"), str(path.with_suffix(".kv")), 12)
+    try:
+        async with engine(path, checked) as first, engine(other, checked) as second:
+            assert (await first.generate("a", range(200), 5)).cached_tokens == 0
+            for name, asks in (("b", source), ("c", None)):
+                request = Request(
+                    id=RequestId(name), prompt=tuple(range(200)), max_tokens=5, source=asks
+                )
+                second.link.submit(request)
+                assert (await second.client.end(name)).cached_tokens == 192
+                assert second.client.tokens[name] == first.client.tokens["a"]
+            first.stop.set()
+            await first.task  # it is gone, and what it has
+            gone = Request(
+                id=RequestId("d"),
+                prompt=tuple(range(500, 700)),
+                max_tokens=5,
+                source=source,
+            )
+            second.link.submit(gone)
+            assert (await second.client.end("d")).finish is FinishReason.LENGTH
+            report = await second.client.idle_report()
+            while report.prompt_tokens_total < 600:
+                report = await second.client.idle_report()
+    finally:
+        Client.num_blocks = client_blocks
+    assert report.tiers.peer_tokens_total == 192
+    assert report.tiers.peer_missed_total > 0
+    assert report.kv_blocks_free == report.kv_blocks_total
+    assert not list(path.parent.glob("*.kv"))

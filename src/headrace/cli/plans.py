@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from headrace.config import Config, Environment
     from headrace.server.settings import ModelFile
-    from headrace.types import ReplicaId
+    from headrace.types import ReplicaId, Role
 
 _CACHE_SECRET_BYTES = 32
 _TOKEN_BYTES = 16
@@ -135,14 +135,15 @@ def gateway_start(process: GatewayProcess) -> GatewayStart:
 
 def engine_plan(
     config: Config, environment: Environment, *, model: ModelFile, directory: Path
-) -> Callable[[ReplicaId], LocalReplica]:
-    """How to start an engine of a given name. ``directory`` is for their sockets."""
+) -> Callable[[ReplicaId, Role], LocalReplica]:
+    """How to start an engine of a given name and role. ``directory`` is for their sockets."""
     models = str(cache_dir(config, environment))
 
-    def describe(replica: ReplicaId) -> LocalReplica:
+    def describe(replica: ReplicaId, role: Role) -> LocalReplica:
         address = str(directory / f"{replica}.sock")
         process = EngineProcess(
             replica=replica,
+            role=role,
             socket=address,
             cache_dir=models,
             model=model,
@@ -156,7 +157,7 @@ def engine_plan(
             command=child_command("child-engine"),
             settings=msgspec.json.encode(process),
         )
-        return LocalReplica(spec=spec, address=address)
+        return LocalReplica(spec=spec, address=address, role=role)
 
     return describe
 

@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.cli.admin import add_admin_flags, admin_client
 from headrace.monitoring.shapes import GatewayRow, ReplicaRow, ServerState
+from headrace.types import Role
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +26,18 @@ _EPILOG = """examples:
   headrace ps --watch          # again and again
   headrace ps --json"""
 
-_HEADS = ("REPLICA", "STATE", "PID", "REQUESTS", "KV", "CACHED", "INDEX", "SINCE", "RESTARTS")
+_HEADS = (
+    "REPLICA",
+    "ROLE",
+    "STATE",
+    "PID",
+    "REQUESTS",
+    "KV",
+    "CACHED",
+    "INDEX",
+    "SINCE",
+    "RESTARTS",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +66,8 @@ def main(args: argparse.Namespace) -> int:
 def page(state: ServerState) -> str:
     """Return what is shown of a state."""
     rows = [_HEADS, *(_cells(row) for row in state.replicas)]
+    if all(row.role == Role.MIXED for row in state.replicas):
+        rows = [(row[0], *row[2:]) for row in rows]
     troubled = (row for row in state.replicas if row.reason and row.state != "ready")
     why = [f"{row.replica}: {row.reason}" for row in troubled]
     return "\n".join((*_columns(rows), "", *why, *_summary(state)))
@@ -64,6 +78,7 @@ def _cells(row: ReplicaRow) -> Sequence[str]:
     running = f"{row.outstanding}{others}" + (f" ({row.waiting} wait)" if row.waiting else "")
     return (
         row.replica,
+        row.role,
         row.state,
         str(row.pid or "-"),
         running,

@@ -17,14 +17,14 @@ from headrace.core.balancer.registry import build_policy
 from headrace.errors import UsageError
 from headrace.monitoring.logging import configure_logging
 from headrace.server.address import bind_all, check_exposure, url_of
-from headrace.server.replica_range import parse_range
+from headrace.server.replica_range import ReplicaRange, parse_range
+from headrace.server.roles import parse_roles
 
 if TYPE_CHECKING:
     import argparse
     import socket
 
     from headrace.config import Loaded
-    from headrace.server.replica_range import ReplicaRange
     from headrace.server.settings import ModelFile
 
 FLAGS = (
@@ -37,6 +37,7 @@ FLAGS = (
     Flag("--key-file", "server.key_file", "FILE"),
     Flag("--replicas", "server.replicas", "N[:MAX]"),
     Flag("--gateways", "server.gateways", "N"),
+    Flag("--roles", "server.roles", "ROLE=N,.."),
     Flag("--policy", "gateway.policy", "NAME"),
     Flag("--threads", "engine.threads", "N"),
     Flag("--kv-cache-tokens", "engine.kv_cache_tokens", "N"),
@@ -92,6 +93,7 @@ def main(args: argparse.Namespace) -> int:
                 announcement=announcement(loaded, model, listening[0], replicas),
                 begun=begun,
                 range=replicas,
+                roles=parse_roles(config.server.roles, place="server.roles"),
                 engine=engine_plan(config, environment, model=model, directory=directory),
             )
             return run_server(server)
@@ -102,7 +104,21 @@ def checked_settings(loaded: Loaded) -> ReplicaRange:
     config = loaded.config
     build_policy(config.gateway.policy)  # an unknown one is told with near names
     place = loaded.origins.get("server.replicas", "server.replicas")
-    return parse_range(config.server.replicas, place=place)
+    replicas = parse_range(config.server.replicas, place=place)
+    roles = parse_roles(
+        config.server.roles, place=loaded.origins.get("server.roles", "server.roles")
+    )
+    if not roles:
+        return replicas
+    total = sum(roles.values())
+    if "server.replicas" in loaded.origins and replicas != (total, total):
+        raise UsageError(
+            f"{place} is {config.server.replicas!r}, and the roles are those of {total} replicas: "
+            "leave it out (replicas with roles are not scaled)"
+        )
+    if not (config.engine.kv_transfer and config.gateway.kv_transfer):
+        raise UsageError("roles need engine.kv_transfer and gateway.kv_transfer: switch them on")
+    return ReplicaRange(total, total)
 
 
 def announcement(

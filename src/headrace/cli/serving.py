@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +39,12 @@ from headrace.server.decisions import Decisions
 from headrace.server.provisioner import NoProvisioner
 from headrace.server.replica_range import ReplicaRange
 from headrace.server.restarting import Restarter
+from headrace.server.roles import RoleBook
 from headrace.server.supervisor import ServerPlan, Supervisor
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from headrace.cli.announcer import Announcement
     from headrace.cluster.local import LocalReplica
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from headrace.server.provisioner import Provisioner, ReplicaEvents
     from headrace.server.settings import ConsoleProcess, GatewayProcess
     from headrace.server.supervisor import Ending
-    from headrace.types import ReplicaId, Seconds
+    from headrace.types import ReplicaId, Role, Seconds
 
 NO_RANGE = ReplicaRange(0, 0)
 GRACE_SECONDS = 30.0  # for what a restart of one replica takes beside its start and its drain
@@ -69,7 +70,8 @@ class Server:
     announcement: Announcement
     begun: Seconds
     range: ReplicaRange = NO_RANGE
-    engine: Callable[[ReplicaId], LocalReplica] | None = None
+    roles: Mapping[Role, int] = field(default_factory=dict)  # none: all do everything
+    engine: Callable[[ReplicaId, Role], LocalReplica] | None = None
 
     @property
     def admin(self) -> Path:
@@ -152,15 +154,22 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
         begun=server.begun,
     )
 
+    autoscaler, book = Autoscaler(autoscaler_config(config)), RoleBook(server.roles)
+
     def provision(events: ReplicaEvents) -> Provisioner:
-        if server.engine is None:
+        start = server.engine
+        if start is None:
             return NoProvisioner()
+
+        def describe(name: ReplicaId) -> LocalReplica:
+            return start(name, book.assign(name, autoscaler.staying()))
+
         return LocalProvisioner(
-            server.engine, events=events, progress=supervisor, limits=limits, clock=clock
+            describe, events=events, progress=supervisor, limits=limits, clock=clock
         )
 
     controller = Controller(
-        Autoscaler(autoscaler_config(config)),
+        autoscaler,
         provision=provision,
         gateways=hub,
         events=supervisor,
@@ -173,6 +182,7 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
         url=url_of(server.listening[0]),
         begun=server.begun,
         console="" if console is None else console.url,
+        has_roles=bool(server.roles),
     )
     everybody = AllGateways(hub)
     restarter = Restarter(

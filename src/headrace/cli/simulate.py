@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--autoscale", metavar="A:B", help="scale by load, from A to B replicas")
     add("--target-ttft", type=_positive, default=1.0, metavar="S", help="of scaling (1)")
     add("--start-seconds", type=_natural, default=40.0, metavar="S", help="of a replica (40)")
+    add("--kv-bandwidth", type=_natural, default=0.0, metavar="GB/S", help="for KV blocks (0)")
     add(
         "--kill",
         action="append",
@@ -166,6 +167,7 @@ def config_from(args: argparse.Namespace) -> SimulationConfig:
         ),
         autoscaler=AutoscalerConfig(target_ttft=args.target_ttft, start_guess=args.start_seconds),
         network=Delay(seconds=args.delay_ms / 1000, jitter=args.jitter_ms / 1000),
+        kv_bandwidth=args.kv_bandwidth * 1e9,
         kills=tuple(_kill(text) for text in args.kill),
         request_timeout=args.timeout,
         concurrency=args.concurrency,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.server.keeper import Keeper
 from headrace.server.provisioner import Place
+from headrace.types import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ class LocalReplica:
 
     spec: ChildSpec
     address: str
+    role: Role = Role.MIXED
 
 
 class ProgressEvents(Protocol):
@@ -63,7 +65,7 @@ class LocalProvisioner:
     def start(self, replica: ReplicaId) -> None:
         """See Provisioner."""
         local = self._describe(replica)
-        kept = _Kept(replica, local.address, self._events, self._progress)
+        kept = _Kept(replica, local, self._events, self._progress)
         keeper = Keeper(local.spec, limits=self._limits, events=kept, clock=self._clock)
         kept.keep(keeper)
         self._kept[replica] = kept
@@ -101,12 +103,17 @@ class _Kept:
     """One replica: a keeper, and its reports under the replica's name."""
 
     def __init__(
-        self, replica: ReplicaId, address: str, events: ReplicaEvents, progress: ProgressEvents
+        self,
+        replica: ReplicaId,
+        local: LocalReplica,
+        events: ReplicaEvents,
+        progress: ProgressEvents,
     ) -> None:
         self.keeper: Keeper
         self.task: asyncio.Task[bool]
         self._replica = replica
-        self._address = address
+        self._address = local.address
+        self._role = local.role
         self._events = events
         self._progress = progress
         self._reason = ""
@@ -119,6 +126,7 @@ class _Kept:
         report = self.keeper.child.report
         return Place(
             address=self._address,
+            role=self._role,
             pid=self.keeper.child.pid,
             restarts=self.keeper.num_deaths,
             is_crash_loop=self.keeper.is_crash_loop,

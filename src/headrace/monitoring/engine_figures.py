@@ -91,6 +91,9 @@ class EngineFigures:
             (table.KV_TIER_DECLINED, report.tiers.declined_tokens_total),
             (table.KV_TIER_QUARANTINED, report.tiers.quarantined_total),
             (table.KV_TIER_ERRORS, report.tiers.errors_total),
+            (table.KV_PEER_TOKENS, report.tiers.peer_tokens_total),
+            (table.KV_PEER_SECONDS, report.tiers.peer_seconds_total),
+            (table.KV_PEER_MISSED, report.tiers.peer_missed_total),
         ):
             put(metric, replica, value=value)
 

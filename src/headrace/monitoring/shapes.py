@@ -26,6 +26,7 @@ class ReplicaRow(Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     prefill_tokens: int = 0
+    role: str = "mixed"  # prefill, decode, mixed
     kv_used: float = 0.0  # share of blocks, 0 to 1
     kv_tokens: int = 0
     cached_share: float = 0.0  # of prompt tokens, since its start

@@ -145,6 +145,9 @@ DISPATCHES = _counter(
 MIGRATIONS = _counter(
     "migrations_total", "Streams that went on elsewhere, by the replica they left.", "replica"
 )
+HANDOVERS = _counter(
+    "hand_overs_total", "Streams handed over behind their prompt, by the replica left.", "replica"
+)
 RETRIES = _counter(
     "retries_total",
     "Requests sent elsewhere before their first token, by the replica they left.",
@@ -269,6 +272,14 @@ KV_TIER_ERRORS = _counter(
     "kv_tier_errors_total", "Times a tier could not be used (disk full, hung load).", "replica"
 )
 
+KV_PEER_TOKENS = _counter(
+    "kv_peer_tokens_total", "Tokens fetched from other replicas instead of computed.", "replica"
+)
+KV_PEER_SECONDS = _counter("kv_peer_seconds_total", "Time that those took.", "replica")
+KV_PEER_MISSED = _counter(
+    "kv_peer_missed_tokens_total", "Tokens asked of other replicas, and not got.", "replica"
+)
+
 # Every process: the gateway's own, engines' from their heartbeats
 
 PROCESS_RESIDENT = _gauge("process_resident_bytes", "Resident memory of a process.", "process")
@@ -315,6 +326,7 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     ROUTER_WAITING_TOKENS,
     DISPATCHES,
     MIGRATIONS,
+    HANDOVERS,
     RETRIES,
     ROUTER_FAILURES,
     POLICY_FALLBACKS,
@@ -350,6 +362,9 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     KV_TIER_DECLINED,
     KV_TIER_QUARANTINED,
     KV_TIER_ERRORS,
+    KV_PEER_TOKENS,
+    KV_PEER_SECONDS,
+    KV_PEER_MISSED,
     ENGINE_SHED,
     PROCESS_RESIDENT,
     PROCESS_OPEN_FDS,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from headrace.clock import wall_time
 from headrace.core.kvcache.eviction.config import EvictionConfig
+from headrace.core.kvcache.transfers import Tier
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.core.scheduler.engine_core import build_engine_core
 from headrace.core.scheduler.events import (
@@ -38,11 +39,12 @@ from headrace.core.scheduler.events import (
 from headrace.machine import Source
 from headrace.monitoring.logging import event as log_event
 from headrace.monitoring.step_journal import NoStepJournal, StepJournal
+from headrace.server.block_moves import BlockMoves, lending_path, start_block_moves
 from headrace.server.child import Ready
 from headrace.server.driver import AsyncioDriver
 from headrace.server.executor_thread import ExecutorThread
 from headrace.server.incidents import Incidents, Recorded
-from headrace.server.kv_tiers.build import build_mover, tier_config
+from headrace.server.kv_tiers.build import block_seconds, tier_config
 from headrace.server.links import ReplicaDescription
 from headrace.server.transport.listener import EngineListener
 from headrace.server.vitals import vitals
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.engine_core import EngineCore
     from headrace.core.scheduler.events import EngineEffect, EngineEvent
     from headrace.executor.base import Executor, ExecutorSpec
-    from headrace.server.kv_tiers.mover import Mover
     from headrace.server.settings import EngineProcess, EngineSettings
     from headrace.types import Seconds
 
@@ -78,7 +79,7 @@ class Engine:
         self._driver: AsyncioDriver[EngineEvent, EngineEffect] | None = None
         self._incidents: Incidents | None = None
         self._listener: EngineListener | None = None
-        self._mover: Mover | None = None  # None without lower tiers
+        self._moves = BlockMoves()
         self._num_faults = 0  # in a row
         self._stop = stop
         self._failure: str | None = None
@@ -104,18 +105,15 @@ class Engine:
             clock=self._clock,
             limits=process.transport,
         )
-        if tiers is not None:
-            self._start_mover(ReplicaId(process.replica), spec)
+        self._moves = start_block_moves(
+            process,
+            self._thread.executor,
+            holdings=core.scheduler.kv.survey,
+            clock=self._clock,
+            tell=partial(self._driver.feed, source=Source.DEVICE),
+        )
         await self._listener.start(Path(process.socket))
         return spec
-
-    def _start_mover(self, replica: ReplicaId, spec: ExecutorSpec) -> None:
-        assert self._driver is not None
-        feed = partial(self._driver.feed, source=Source.DEVICE)
-        self._mover = build_mover(
-            self._settings, spec, replica=replica, clock=self._clock, tell=feed
-        )
-        self._mover.start(self._thread.executor, spec.block_bytes)
 
     async def stop(self, *, drain_seconds: float) -> int:
         """Let running requests finish for so long, then end; return the exit code."""
@@ -127,8 +125,7 @@ class Engine:
             self._listener.close(self._failure or "the replica is shutting down")
         if self._driver is not None:
             self._driver.close()
-        if self._mover is not None:  # before the executor, whose blocks it copies
-            await self._mover.stop()
+        await self._moves.stop()
         await self._thread.stop()
         if self._failure is None:
             return 0
@@ -144,8 +141,8 @@ class Engine:
 
     async def _settle(self, seconds: Seconds) -> None:
         """Let what is worth keeping reach the disk, for so long."""
-        if self._mover is not None and self._settings.disk_cache_dir:
-            await self._mover.settle(seconds)
+        if self._settings.disk_cache_dir:
+            await self._moves.settle(seconds)
 
     async def watch(self) -> None:
         """Break off when a step takes far too long: a device that hangs tells nobody."""
@@ -179,8 +176,7 @@ class Engine:
             case KvSnapshot():
                 self._listener.gateways.send_content(effect)
             case Transfer():
-                assert self._mover is not None
-                self._mover.submit(effect)
+                self._moves.submit(effect)
             case _:
                 assert_never(effect)
 
@@ -270,6 +266,9 @@ def _description(process: EngineProcess, spec: ExecutorSpec) -> ReplicaDescripti
         max_num_batched_tokens=process.engine.max_num_batched_tokens,
         pid=os.getpid(),
         epoch=int(1e6 * wall_time()),
+        role=process.role,
+        lends_at=str(lending_path(process) or ""),
+        peer_block_seconds=block_seconds(Tier.PEER, spec),
     )
 
 

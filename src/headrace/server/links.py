@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.types import Role
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,6 +41,9 @@ class ReplicaDescription:
     pid: int
     max_num_batched_tokens: Tokens = 0  # 0: not known
     epoch: int = 0
+    role: Role = Role.MIXED
+    lends_at: str = ""  # where it lends blocks; "": it neither lends nor fetches
+    peer_block_seconds: Seconds = 0.0  # first guess of what a block from a neighbour takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

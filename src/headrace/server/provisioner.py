@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.types import Role
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -17,6 +19,7 @@ class Place:
     """Where a replica runs and how it fares. ``reason``: of its last death."""
 
     address: str
+    role: Role = Role.MIXED
     pid: int | None = None  # None while it has no process
     restarts: int = 0
     is_crash_loop: bool = False

@@ -16,6 +16,7 @@ from headrace.monitoring.logging import LogFormat, LogLevel
 from headrace.server.gateway.config import GatewayConfig
 from headrace.server.gateway.foreign.config import ForeignConfig, ForeignReplica
 from headrace.server.transport.frames import ConnectionLimits
+from headrace.types import Role
 
 _Period = Annotated[float, Meta(gt=0, le=86400)]
 
@@ -49,6 +50,10 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         float,
         Meta(ge=0, le=600, description="idle client connections outlive a replaced gateway by"),
     ] = 2.0
+    roles: Annotated[
+        str,
+        Meta(max_length=256, description="prefill=N,decode=N (,mixed=N); empty: all do everything"),
+    ] = ""
     key_file: Annotated[str, Meta(description="file of `headrace keys`; empty: only api_key")] = ""
     admin: Annotated[str, Meta(description="admin socket; empty: in the run directory")] = ""
     journal: Annotated[str, Meta(description="file for every decision; empty: in memory")] = ""
@@ -205,6 +210,9 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     disk_cache_bytes: Annotated[
         int, Meta(ge=1, le=1 << 50, description="limit of each replica's part of disk_cache_dir")
     ] = 4 << 30
+    kv_transfer: Annotated[
+        bool, Meta(description="fetch blocks from other replicas, and lend them")
+    ] = True
     simulated_speed: Annotated[
         float, Meta(ge=0, le=1e6, description="time factor of the simulated model; 0: no time")
     ] = 1.0
@@ -287,6 +295,7 @@ class EngineProcess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """All that the supervisor tells an engine process."""
 
     replica: str
+    role: Role = Role.MIXED
     socket: str
     cache_dir: str
     model: ModelFile

@@ -17,6 +17,9 @@ from headrace.testing.harness import EngineHarness
 from headrace.types import BlockId, FinishReason, SamplingParams, SequenceId, StepId
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from headrace.core.kvcache.tiers import TierConfig
     from headrace.executor.constraints import Constraints
     from headrace.types import Request, TokenId, Tokens
@@ -55,6 +58,17 @@ def simulated_engine(
     core = build_engine_core(spec, config or SchedulerConfig(), tiers)
     executor = SimulatedExecutor(spec, check_kv=True, repeats=repeats, constraints=constraints)
     return EngineHarness(core, executor)
+
+
+def cached_content(engine: EngineHarness) -> dict[bytes, npt.NDArray[np.uint8]]:
+    """Return all that an engine's prefix cache holds, by digest: what it could lend."""
+    index, executor = engine.core.scheduler.kv.index, engine.store.executor
+    found = {}
+    for block in map(BlockId, range(executor.spec.num_blocks)):
+        content = index.content(block)
+        if content is not None:
+            found[content.digest] = executor.read_blocks([block])[0]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

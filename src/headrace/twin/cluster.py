@@ -29,6 +29,7 @@ from headrace.twin.clients import Clients, Writer
 from headrace.twin.executor import RooflineExecutor
 from headrace.twin.front import SimulatedFront
 from headrace.twin.gateway import Quota, SimulatedGateway
+from headrace.twin.lending import Lending
 from headrace.twin.lines import Connection, Lines
 from headrace.twin.network import Link
 from headrace.twin.pool import Life, SimulatedPool
@@ -65,6 +66,11 @@ class Launcher:
         self._step_time: StepTime = config.deployment.step_time()
         self._num_launched = 0
         self.gateways: Sequence[SimulatedGateway] = ()
+        self.lending = Lending(
+            spec,
+            bytes_per_second=config.kv_bandwidth,
+            round_trip=2 * (config.network.seconds + config.network.jitter),
+        )
 
     def launch(self, name: ReplicaId) -> Life:
         """Return a new life of a replica."""
@@ -73,11 +79,12 @@ class Launcher:
         lines = Lines()
         process = SimulatedReplica(
             name,
-            build_engine_core(self._spec, config.scheduler),
+            build_engine_core(self._spec, config.scheduler, self.lending.config),
             RooflineExecutor(self._step_time, self._spec.vocab_size),
             simulator=simulator,
             clock_offset=clock_offset(config.seed, number),
             send=lines.send,
+            lending=self.lending,
         )
         lines.connections = [
             self._connection(number, index, process, lines) for index in range(len(self.gateways))
@@ -188,6 +195,7 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
             num_blocks=spec.num_blocks,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_batched_tokens=batched,
+            peer_block_seconds=launcher.lending.block_seconds,
         ),
     )
     gossips = [Gossip(f"g{index}") for index in range(config.gateways)]

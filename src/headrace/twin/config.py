@@ -70,6 +70,7 @@ class SimulationConfig:
     )
     autoscaler: AutoscalerConfig = field(default_factory=AutoscalerConfig)
     network: Delay = field(default_factory=Delay)
+    kv_bandwidth: float = 0.0  # bytes a second between two replicas, for KV blocks; 0: none move
     kills: tuple[Kill, ...] = ()
     request_timeout: Seconds = 600.0  # as a gateway's default
     beat_period: Seconds = 0.5

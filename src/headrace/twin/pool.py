@@ -6,7 +6,7 @@ The Autoscaler owns the replica set, as in production; with as many replicas wan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.autoscaler.events import (
@@ -162,7 +162,9 @@ class SimulatedPool:
         place.life = self._launch(name)
         if self._is_warm:
             self._note(f"ready {name}", f"{seconds:g} s after its start")
-        ready = ReplicaReady(name, self._facts)
+        lends = self._facts.peer_block_seconds > 0
+        facts = replace(self._facts, lends_at=name) if lends else self._facts
+        ready = ReplicaReady(name, facts)
         self._the_front().connect(name, place.life.lines, ready)
         self.driver.feed(ReplicaUp(name, seconds))
 

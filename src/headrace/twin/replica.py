@@ -29,6 +29,7 @@ from headrace.core.scheduler.events import (
     Reject,
     SnapshotWanted,
     Submit,
+    Transfer,
 )
 from headrace.errors import DeadlineInfeasible, InvariantBroken, Overloaded
 from headrace.machine import Source
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from headrace.core.scheduler.engine_core import EngineCore
     from headrace.core.scheduler.events import StepDone
     from headrace.twin.device import RunsSteps
+    from headrace.twin.lending import Lending
     from headrace.twin.simulator import Simulator
     from headrace.types import ReplicaId, Request, Seconds
 
@@ -70,10 +72,14 @@ class SimulatedReplica:
         simulator: Simulator,
         clock_offset: Seconds,
         send: Callable[[RouterEvent], None],
+        lending: Lending,
     ) -> None:
         self.name = name
         self.device = SimulatedDevice(executor, lambda: simulator.now, self._step_done)
         self._send = send
+        self._simulator = simulator
+        self._lending = lending
+        lending.open(name, core.scheduler.kv.survey)
         self._driver: SimulatedDriver[EngineEvent, EngineEffect] = SimulatedDriver(
             simulator, core, perform=self._perform, clock_offset=clock_offset
         )
@@ -98,6 +104,7 @@ class SimulatedReplica:
     def end(self) -> None:
         """The process is gone."""
         self._driver.close()
+        self._lending.close(self.name)
 
     def _step_done(self, when: Seconds, event: StepDone) -> None:
         self._driver.feed_at(when, event, Source.DEVICE)
@@ -106,6 +113,9 @@ class SimulatedReplica:
         match effect:
             case Execute():
                 self.device.perform(effect)
+            case Transfer():
+                done, seconds = self._lending.fetch(effect)
+                self._driver.feed_at(self._simulator.now + seconds, done, Source.DEVICE)
             case Emit(outputs):
                 self._send(Outputs(self.name, outputs))
             case KvChanged(number, stored, removed):

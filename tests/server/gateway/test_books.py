@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,7 @@ from headrace.server.gateway.config import GatewayConfig
 from headrace.server.keys import Keys
 from headrace.testing.async_test import async_test
 from headrace.testing.fake_replica import FIRST, IDLE, ScriptedReplica
-from headrace.types import BlockKey, EngineTiming, FinishReason, ReplicaId
+from headrace.types import BlockKey, EngineTiming, FinishReason, ReplicaId, Role
 
 if TYPE_CHECKING:
     from headrace.core.balancer.policy import Candidate, Choice
@@ -102,6 +103,21 @@ async def eject(served: Served, replicas: list[ScriptedReplica]) -> None:
         assert (await talk).status == 500
 
 
+async def hand_over(served: Served, other: ScriptedReplica) -> None:
+    """Ask; one replica computes the prompt, the other one goes on behind its first token."""
+    for replica, role in ((served.replica, Role.PREFILL), (other, Role.DECODE)):
+        replica.disconnect()
+        replica.description = replace(replica.description, role=role)
+        replica.connect()
+    talk = asyncio.create_task(served.request("POST", CHAT, HI))
+    served.replica.say(await served.replica.next_request(), served.encode("a"))
+    other.say(await other.next_request(), served.encode("b"), finish=FinishReason.LENGTH)
+    answer = await talk
+    assert answer.status == 200
+    assert served.registry.value(table.HANDOVERS, FIRST) == 1
+    assert served.registry.value(table.MIGRATIONS, FIRST) == 0
+
+
 @async_test
 async def test_every_metric_of_the_table_is_in_a_live_scrape(
     text: TextModel, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +167,7 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
             talk = asyncio.create_task(served.request("POST", CHAT, HI))
             await served.answer_with("x", cached_tokens=64)
             await talk
+        await hand_over(served, beside(served))
         scrape = await served.request("GET", "/metrics")
         found |= {
             family.name

@@ -69,6 +69,10 @@ class Autoscaler:
         """Every replica's stage, and since when."""
         return {replica.name: (replica.stage, replica.since) for replica in self._fleet}
 
+    def staying(self) -> frozenset[ReplicaId]:
+        """Return the replicas that serve or are starting, and are to stay."""
+        return frozenset(replica.name for replica in self._fleet if replica.counts)
+
     def handle(self, event: AutoscalerEvent, now: Seconds) -> list[AutoscalerEffect]:
         """See Machine."""
         before = self.present

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from headrace.core.costs.step_time import PRIOR, StepCosts
+from headrace.types import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,9 @@ class ReplicaFacts:
     max_num_batched_tokens: Tokens = 0
     weight: float = 1.0  # capacity beside the others': one of 2 gets twice the load
     canary: float = 0.0  # share of all requests that it is tried with; 0: it is no canary
+    role: Role = Role.MIXED
+    lends_at: str = ""  # where other replicas may fetch blocks; "": it neither lends nor fetches
+    peer_block_seconds: Seconds = 0.0  # first guess of what a block takes to come from another
 
 
 @dataclass(slots=True, kw_only=True)

@@ -164,6 +164,17 @@ class PrefixIndex:
                 return depths
             low, high, at_low, at_high = left.pop()
 
+    def num_held(self, replica: ReplicaId, keys: Sequence[BlockKey]) -> int:
+        """Return how many of the first keys a known replica holds now, not only expects."""
+        held, low, high = self._shelves[replica].held, 0, len(keys)
+        while low < high:
+            middle = (low + high) // 2
+            if keys[middle] in held:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless bits and shelves say the same."""
         found: dict[BlockKey, int] = {}

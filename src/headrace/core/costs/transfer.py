@@ -1,4 +1,4 @@
-"""TransferModel: how long blocks take to come from a lower tier, learned from transfers.
+"""TransferModel: how long blocks take to come from elsewhere, learned from transfers.
 
 Seconds are counted by the block, since all blocks of one engine are equally large; what a
 transfer costs beyond its blocks is spread over them. It knows no tiers.
@@ -16,6 +16,15 @@ PRIOR_BLOCKS = 8.0  # what the prior counts for
 FORGIVEN = 0.98
 """What is left of an estimate each time that it decided against a transfer: a tier that was slow
 for a while is tried again, after some 35 refusals at half its cost."""
+
+
+ROUND_TRIP = 2e-3
+"""Seconds of a fetch from a neighbour: a question, and a turn of the neighbour's loop."""
+
+
+def fetch_seconds(num_blocks: float, block_seconds: Seconds) -> Seconds:
+    """Predict how long it takes until so many blocks of a neighbour are here."""
+    return ROUND_TRIP + num_blocks * block_seconds
 
 
 class TransferModel:

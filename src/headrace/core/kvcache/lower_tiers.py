@@ -42,6 +42,7 @@ class _Load:
     first: int
     predicted: Seconds
     deadline: Seconds
+    is_from_peer: bool = False
     is_given_up: bool = False
 
 
@@ -51,6 +52,9 @@ class _Counts:
 
     loaded_tokens: Tokens = 0
     load_seconds: Seconds = 0.0
+    peer_tokens: Tokens = 0
+    peer_seconds: Seconds = 0.0
+    peer_missed: Tokens = 0
     declined_tokens: Tokens = 0
     quarantined: int = 0
     errors: int = 0
@@ -65,7 +69,9 @@ class LowerTiers:
         self._costs = costs
         self._line = line
         self._transfer_blocks = config.within(kv.survey.num_blocks)
-        self._contents: dict[Tier, set[bytes]] = {tier: set() for tier in config.block_seconds}
+        self._contents: dict[Tier, set[bytes]] = {  # of those where blocks are saved
+            tier: set() for tier in config.block_seconds if tier is not Tier.PEER
+        }
         self._models = {tier: TransferModel(s) for tier, s in config.block_seconds.items()}
         self._loads: dict[int, _Load] = {}
         self._saving = Saving(kv, line, config)
@@ -86,15 +92,23 @@ class LowerTiers:
         else:
             self._saving.end(event, now)
 
+    def saving(self, table: BlockTable) -> Seconds:
+        """See Tiers. Of the first run that it lacks."""
+        run = self._next_run(table)
+        return max(0.0, self._recompute(run) - self._seconds(self._count_tiers(table, run)))
+
     def fetch(self, now: Seconds) -> list[Transfer]:
         """See Tiers."""
         self._give_up(now)
         transfers: list[Transfer] = []
-        if self._is_stuck() or not any(self._contents.values()):
+        if self._is_stuck() or self._line.is_empty:
             return transfers
+        is_filled = any(self._contents.values())
         for table in self._line.first_in_line(WINDOW):
             if len(self._loads) >= MAX_LOADS:
                 break
+            if not is_filled and table.source is None:
+                continue
             run = self._worth_fetching(table)
             if run and (transfer := self._load(table, run, now)):
                 transfers.append(transfer)
@@ -102,7 +116,7 @@ class LowerTiers:
 
     def save(self, now: Seconds) -> list[Transfer]:
         """See Tiers."""
-        if self._is_stuck():
+        if not self._contents or self._is_stuck():
             return []
         part = self._saving.next(now, is_below=self._is_below)
         return [] if part is None else [self._transfer(*part)]
@@ -128,6 +142,10 @@ class LowerTiers:
             declined_tokens_total=counts.declined_tokens,
             quarantined_total=counts.quarantined,
             errors_total=counts.errors,
+            peer_tokens_total=counts.peer_tokens,
+            peer_seconds_total=counts.peer_seconds,
+            peer_missed_total=counts.peer_missed,
+            peer_block_seconds=self._seconds({Tier.PEER: 1}) if Tier.PEER in self._models else 0.0,
         )
 
     def _changed(self, change: TierChanged) -> None:
@@ -144,12 +162,18 @@ class LowerTiers:
         missed = load.table.chain[loaded_to:]
         self._kv.publish(load.table, loaded_to * size)
         self._kv.release(load.table, after=None)
+        counts, seconds = self._counts, sum(read.seconds for read in done.reads)
+        for read in done.reads:
+            self._models[read.tier].observe(read.num_blocks, read.seconds)
+        if load.is_from_peer:
+            counts.peer_tokens += done.num_done * size
+            counts.peer_seconds += seconds
+            counts.peer_missed += len(missed) * size
+            return
         for contents in self._contents.values():
             contents.difference_update(missed)
-        for tier, num_blocks, seconds in done.reads:
-            self._models[tier].observe(num_blocks, seconds)
-            self._counts.load_seconds += seconds
-        self._counts.loaded_tokens += done.num_done * size
+        counts.loaded_tokens += done.num_done * size
+        counts.load_seconds += seconds
 
     def _worth_fetching(self, table: BlockTable) -> range:
         """Decide on the first run of blocks that a table lacks here and has below.
@@ -157,23 +181,30 @@ class LowerTiers:
         Returns those to fetch now, none if it is not worth it. What is too dear is not looked at
         again.
         """
-        if not table.num_sharable:
-            return range(0)
-        table.digest(table.num_sharable - 1)  # names all before it, if nobody did
-        first = self._kv.survey.num_cached(table)
-        run = range(first, first if first < table.num_decided else self._run_end(table, first))
+        run = self._next_run(table)
         if not run:
             return run
-        counts, size = self._count_tiers(table, run), self._kv.block_size
+        counts = self._count_tiers(table, run)
         before = sum(load.predicted for load in self._loads.values())
-        recompute = self._costs.recompute_seconds(len(run) * size, first * size)
-        if before + self._seconds(counts) < recompute:
+        if before + self._seconds(counts) < self._recompute(run):
             return run[: self._transfer_blocks]
         table.num_decided = run.stop
         for tier in counts:
             self._models[tier].forgive()
-        self._counts.declined_tokens += len(run) * size
+        self._counts.declined_tokens += len(run) * self._kv.block_size
         return range(0)
+
+    def _next_run(self, table: BlockTable) -> range:
+        """Return the first blocks that a table lacks here and has below, if not decided on yet."""
+        if not table.num_sharable:
+            return range(0)
+        table.digest(table.num_sharable - 1)  # names all before it, if nobody did
+        first = self._kv.survey.num_cached(table)
+        return range(first, first if first < table.num_decided else self._run_end(table, first))
+
+    def _recompute(self, run: range) -> Seconds:
+        size = self._kv.block_size
+        return self._costs.recompute_seconds(len(run) * size, run.start * size)
 
     def _load(self, table: BlockTable, run: range, now: Seconds) -> Transfer | None:
         """Begin to load blocks that a table lacks, if there is room for the whole of it."""
@@ -188,21 +219,33 @@ class LowerTiers:
             kv.release(load, after=None)  # a block before them has gone
             return None
         predicted = self._seconds(self._count_tiers(table, run))
-        transfer = self._transfer(Direction.LOAD, load.blocks[run.start :], load.chain[run.start :])
+        source = table.source if self._where(table, run.start) is Tier.PEER else None
+        transfer = self._transfer(
+            Direction.LOAD,
+            load.blocks[run.start :],
+            load.chain[run.start :],
+            source="" if source is None else source.address,
+        )
         self._loads[transfer.number] = _Load(
             table=load,
             first=run.start,
             predicted=predicted,
             deadline=now + PATIENCE + PATIENCE_FACTOR * predicted,
+            is_from_peer=source is not None,
         )
         return transfer
 
     def _run_end(self, table: BlockTable, first: int) -> int:
-        """Return where the run of blocks ends that are below, not here and not coming."""
+        """Return where the run of blocks ends that are not here, not coming, and all below or all
+        at one neighbour."""
         index, coming, end = self._kv.index, self._kv.coming, first
+        is_at_peer: bool | None = None
         while end < min(table.num_sharable, first + MAX_RUN):
-            digest = table.digest(end)
-            if digest in coming or index.find(digest) is not None or not self._is_below(digest):
+            digest, where = table.digest(end), self._where(table, end)
+            if where is None or is_at_peer is (where is not Tier.PEER):
+                break
+            is_at_peer = where is Tier.PEER
+            if digest in coming or index.find(digest) is not None:
                 break
             end += 1
         return end
@@ -211,13 +254,23 @@ class LowerTiers:
         """Count the blocks of a run by the quickest tier that has them."""
         counts: dict[Tier, int] = {}
         for index in run:
-            digest = table.digest(index)
-            tier = next(tier for tier, held in self._contents.items() if digest in held)
+            tier = self._where(table, index)
+            assert tier is not None  # as the run was found
             counts[tier] = counts.get(tier, 0) + 1
         return counts
 
     def _seconds(self, counts: dict[Tier, int]) -> Seconds:
         return sum(self._models[tier].seconds(count) for tier, count in counts.items())
+
+    def _where(self, table: BlockTable, index: int) -> Tier | None:
+        """Return the first choice of where to fetch a table's block from."""
+        digest = table.digest(index)
+        for tier, held in self._contents.items():
+            if digest in held:
+                return tier
+        source = table.source
+        is_lent = source is not None and index < source.num_blocks and Tier.PEER in self._models
+        return Tier.PEER if is_lent else None
 
     def _is_below(self, digest: bytes) -> bool:
         return any(digest in contents for contents in self._contents.values())
@@ -234,7 +287,11 @@ class LowerTiers:
         return any(load.is_given_up for load in self._loads.values())
 
     def _transfer(
-        self, direction: Direction, blocks: Sequence[BlockId], digests: Sequence[bytes]
+        self,
+        direction: Direction,
+        blocks: Sequence[BlockId],
+        digests: Sequence[bytes],
+        source: str = "",
     ) -> Transfer:
         self._num_transfers += 1
         return Transfer(
@@ -242,4 +299,5 @@ class LowerTiers:
             direction=direction,
             blocks=tuple(blocks),
             digests=tuple(digests),
+            source=source,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from headrace.core.kvcache.blocks import BlockPool
     from headrace.core.kvcache.prefix import Content, PrefixIndex
@@ -34,6 +34,29 @@ class Survey:
         """Return at most ``count`` blocks whose content goes next, with it, in order."""
         victims = ((b, self._index.content(b)) for b in self._pool.next_victims(count))
         return [(block, content) for block, content in victims if content is not None]
+
+    def held(self, digests: Iterable[bytes]) -> list[tuple[BlockId, Content]]:
+        """Return the blocks that hold these contents, with them, up to the first that is not here.
+
+        As long as ``num_still`` counts them, copies made of them meanwhile are of that content.
+        """
+        found: list[tuple[BlockId, Content]] = []
+        for digest in digests:
+            block = self._index.find(digest)
+            content = None if block is None else self._index.content(block)
+            if block is None or content is None:
+                break
+            found.append((block, content))
+        return found
+
+    def num_still(self, held: Iterable[tuple[BlockId, Content]]) -> int:
+        """Return how many of the first blocks hold the same as then, never evicted meanwhile."""
+        count = 0
+        for block, content in held:
+            if self._index.content(block) is not content:
+                break
+            count += 1
+        return count
 
     def demand(self, table: BlockTable) -> int:
         """Return how many free blocks it takes until all of a table's tokens have a place.

@@ -10,7 +10,7 @@ from headrace.core.kvcache.eviction.marks import NOBODY
 
 if TYPE_CHECKING:
     from headrace.core.kvcache.eviction.marks import Owner, Visit
-    from headrace.types import BlockId, TokenId, Tokens
+    from headrace.types import BlockId, KvSource, TokenId, Tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -23,8 +23,9 @@ class BlockTable:
     to be on its way, ``num_found`` how many blocks before it were found cached (shortcuts for the
     next look). ``urgency`` orders sequences that may have to wait for each other, most urgent
     first. ``owner`` and ``visit`` are for eviction. Of the first ``num_decided`` blocks it was
-    decided whether to fetch them from a lower tier; the last ``num_taken`` came from the cache and
-    were not told to who asked for them (taking.py). Only KVCache and its tiers change a table.
+    decided whether to fetch them from a lower tier, or from ``source``, a neighbour; the last
+    ``num_taken`` came from the cache and were not told to who asked for them (taking.py). Only
+    KVCache and its tiers change a table.
     """
 
     tokens: list[TokenId]
@@ -40,6 +41,7 @@ class BlockTable:
     visit: Visit | None = None
     num_decided: int = 0
     num_taken: int = 0
+    source: KvSource | None = None
 
     @property
     def num_sharable(self) -> int:

@@ -50,6 +50,11 @@ class Line(Protocol):
         """Whether nothing runs or waits."""
         ...
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        ...
+
     def first_in_line(self, count: int) -> Sequence[BlockTable]:
         """Return the tables of the sequences that wait and are next, without blocks yet."""
         ...
@@ -69,6 +74,10 @@ class Tiers(Protocol):
 
     def note(self, event: TierEvent, now: Seconds) -> None:
         """Learn what a tier gained and lost; publish what was loaded, let go of what was saved."""
+        ...
+
+    def saving(self, table: BlockTable) -> Seconds:
+        """Predict how much sooner a table's tokens are there because some of them are fetched."""
         ...
 
     def fetch(self, now: Seconds) -> list[Transfer]:
@@ -100,6 +109,10 @@ class NoTiers:
     def note(self, event: TierEvent, now: Seconds) -> None:
         """There is nothing that could change."""
 
+    def saving(self, table: BlockTable) -> Seconds:
+        """Return nothing."""
+        return 0.0
+
     def fetch(self, now: Seconds) -> list[Transfer]:
         """Return nothing."""
         return []
@@ -127,7 +140,8 @@ class TierConfig:
     transfer_blocks: int
     """Blocks of one transfer at most, 1 or more: bounds memory, and what waits for one."""
     block_seconds: Mapping[Tier, Seconds]
-    """First guess of what a block takes to come, for each tier there is."""
+    """First guess of what a block takes to come, for each tier there is. With PEER, blocks are
+    fetched from the neighbours that requests name."""
     outlives: bool = False
     """A tier is still there after a restart, so that saving while idle is of use."""
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 class Tier(IntEnum):
-    """Where blocks go when the device needs theirs, quickest first."""
+    """Where blocks come from that the device lacks, the first choice first."""
 
     HOST = 0
     DISK = 1
+    PEER = 2  # another engine's device; nothing is ever saved there
 
 
 class Direction(IntEnum):
@@ -38,6 +39,7 @@ class Transfer:
     direction: Direction
     blocks: tuple[BlockId, ...]
     digests: tuple[bytes, ...]
+    source: str = ""  # of a LOAD from a neighbour: where that lends them
 
 
 class TierRead(NamedTuple):

@@ -233,6 +233,7 @@ class GoOn:
     ``num_tokens`` were delivered and are kept: more than 0 is a migration, 0 a retry, or a request
     that is placed anew because a replica has joined. ``has_begun``: an answer whose tokens nobody
     here counts (a foreign replica's) has begun, which is a migration too.
+    ``planned``: a hand-over between roles.
     """
 
     request_id: RequestId  # the client's
@@ -240,6 +241,7 @@ class GoOn:
     reason: str
     num_tokens: Tokens
     has_begun: bool = False
+    planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,19 @@ what becomes of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from headrace.core.balancer.candidates import Candidates
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.core.costs.step_time import StepTimes
 from headrace.core.health import ReplicaState
+from headrace.core.router.followers import Followers
 from headrace.core.router.gossip import NO_LOAD, Load
 from headrace.core.router.prefixes import Prefixes
 from headrace.core.router.requests import Attempt
 from headrace.errors import InvariantBroken
+from headrace.types import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from headrace.core.health import FailureDetector
     from headrace.core.router.events import LoadReported, ReplicaReady
     from headrace.core.router.requests import Tracked
-    from headrace.types import ReplicaId, Request, RequestId, Seconds, Tokens
+    from headrace.types import KvSource, ReplicaId, Request, RequestId, Seconds, Tokens
 
 _TAKING = (ReplicaState.READY, ReplicaState.PROBING)
 URGENT_SHARE = 8
@@ -98,6 +100,8 @@ class Fleet:
         self.drains: dict[ReplicaId, Seconds | None] = {}
         self.step_times = StepTimes()
         self.elsewhere: dict[ReplicaId, Load] = {}  # at other gateways
+        self.followers = Followers()
+        self.has_roles = False  # some replica is not for everything
         self._health = health
         self._num_lives = 0
         self._max_outstanding = max_outstanding
@@ -114,6 +118,7 @@ class Fleet:
         member.hear(self.elsewhere.get(replica, NO_LOAD), now)
         self.prefixes.add(event)
         self._health.add(replica, member, now)
+        self._note_roles()
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a replica that has no attempts left. Its drain ends with it."""
@@ -122,6 +127,7 @@ class Fleet:
         self.prefixes.drop(replica)
         self.step_times.drop(replica)
         self._health.remove(replica)
+        self._note_roles()
 
     def state(self, replica: ReplicaId) -> ReplicaState:
         """Return what the Router thinks of a replica, drains included."""
@@ -161,14 +167,26 @@ class Fleet:
         order = [member.view for member in members]
         return Candidates(order, {view.replica: view for view in order}, believed)
 
-    def send(self, group: Iterable[Tracked], candidate: Candidate, now: Seconds) -> list[Request]:
+    def send(
+        self,
+        group: Iterable[Tracked],
+        candidate: Candidate,
+        now: Seconds,
+        source: KvSource | None = None,
+    ) -> list[Request]:
         """Count requests with one prompt in at a replica; return what to send.
 
-        The first computes the prompt's blocks, the others share them.
+        The first computes the prompt's blocks or fetches them from ``source``, the others share
+        them.
         """
         requests = []
         for tracked in group:
-            requests.append(self._send(tracked, candidate, now))
+            request = self._send(tracked, candidate, now)
+            if source is not None:
+                request = replace(request, source=source)
+                # what it will find there says nothing of the index
+                self.members[candidate.view.replica].attempts[request.id].claimed = None
+            requests.append(request)
             shared = self._tokens_of(tracked, candidate.view, len(tracked.keys))
             candidate = Candidate(candidate.view, shared)
         return requests
@@ -253,6 +271,10 @@ class Fleet:
         if unwatched:
             self._health.watch(view.replica, now)
         return request
+
+    def _note_roles(self) -> None:
+        roles = (member.view.facts.role for member in self.members.values())
+        self.has_roles = any(role is not Role.MIXED for role in roles)
 
     def _unexpect(self, attempt: Attempt) -> None:
         if attempt.expected:

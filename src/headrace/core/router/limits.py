@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.core.health import HealthLimits
 
 if TYPE_CHECKING:
-    from headrace.types import Seconds
+    from headrace.types import Seconds, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class RouterLimits:
     refuse_infeasible: bool = True  # what asks for its first token sooner than it can come
     discount_claims: bool = True  # of the prefix index, to the share that comes true
     max_busy: Seconds = 60.0  # that a replica which says that it is full is left alone
+    kv_transfer: bool = True  # replicas fetch blocks from each other where that is quicker
+    local_prefill: Tokens = 64  # so much of a prompt is computed where it is decoded; 0: nothing
     start_seconds: Seconds | None = None  # what a replica usually takes to become ready
     silent_after: Seconds = 3.0  # without a sign of life from a replica that beats
     stuck_after: Seconds = 10.0  # without a step of a replica that has work

@@ -40,7 +40,9 @@ from headrace.core.router.fleet import Fleet
 from headrace.core.router.limits import RouterLimits
 from headrace.core.router.oversight import Oversight
 from headrace.core.router.requests import Tracked, keys_of
+from headrace.core.router.roles import fitting
 from headrace.core.router.sharing import hear, share_of
+from headrace.core.router.sources import Sources
 from headrace.core.router.streams import Streams, deadline_failure
 from headrace.errors import NotReady
 from headrace.errors import ReplicaLost as LostError
@@ -73,7 +75,8 @@ class Router:
         self._admission = Admission(self._limits)
         self._streams = Streams(self._limits, self._fleet, self._admission.pace)
         self._oversight = Oversight(self._fleet, self._health, self._streams)
-        self._chooser = Chooser(policy or LeastRequests())
+        sources = Sources(self._fleet, is_on=self._limits.kv_transfer)
+        self._chooser = Chooser(policy or LeastRequests(), sources)
         self._drain_until: Seconds | None = None
         self._drained = False
         self._busy_until: Seconds | None = None  # while requests wait: when to look again
@@ -147,7 +150,7 @@ class Router:
         if streams.queue:
             times.append(self._busy_until)
         times.append(self._drain_until)
-        times.extend(self._fleet.drains.values())
+        times.extend(self._oversight.drains_due())
         return min((time for time in times if time is not None), default=None)
 
     def check_integrity(self) -> None:
@@ -197,6 +200,7 @@ class Router:
             return
         member.view.progress_at = now
         num_ended = self._streams.deliver(event, member, now, effects)
+        self._oversight.hand_over(event, now, effects)
         judgement = self._health.heard(event.replica, now, progress=True)
         self._oversight.judge(judgement, now, effects)
         if num_ended:
@@ -261,15 +265,22 @@ class Router:
             if not members:
                 self._busy_until = fleet.busy_until(now)
                 return
-            candidates = fleet.candidates(group.first, members)
+            candidates = fitting(
+                group.first,
+                fleet.candidates(group.first, members),
+                fleet,
+                local_prefill=self._limits.local_prefill,
+            )
+            if not candidates:  # those of its role are full
+                return
             if self._refuse_infeasible(group, candidates, now, effects):
                 continue
             queue.pop()
-            candidate, choice, failure = self._chooser.choose(group.first, candidates)
+            candidate, choice, source, failure = self._chooser.choose(group.first, candidates)
             if failure is not None:
                 effects.append(failure)
             waited = now - group.since
-            requests = fleet.send(group.members.values(), candidate, now)
+            requests = fleet.send(group.members.values(), candidate, now, source)
             for client_id, request in zip(group.members, requests, strict=True):
                 effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
 

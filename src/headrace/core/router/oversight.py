@@ -22,12 +22,13 @@ from headrace.core.router.events import (
     ResumeReplica,
 )
 from headrace.core.router.rebalance import surplus
+from headrace.core.router.roles import takes_over
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     from headrace.core.health import FailureDetector, Judgement
-    from headrace.core.router.events import RouterEffect
+    from headrace.core.router.events import Outputs, RouterEffect
     from headrace.core.router.fleet import Fleet
     from headrace.core.router.streams import Streams
     from headrace.types import ReplicaId, Seconds
@@ -115,11 +116,27 @@ class Oversight:
                     effects.extend(self._streams.move(attempt, "its drain is over", now))
         self._fleet.prefixes.settle(now, effects)
 
+    def drains_due(self) -> list[Seconds]:
+        """When streams must leave the replicas that drain and have some."""
+        drains, members = self._fleet.drains.items(), self._fleet.members
+        return [until for name, until in drains if until is not None and members[name].attempts]
+
+    def hand_over(self, event: Outputs, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Let streams go on elsewhere whose first tokens came from a replica for prompts."""
+        member = self._fleet.members[event.replica]
+        if not takes_over(member, self._fleet, now):
+            return
+        for output in event.outputs:
+            attempt = member.attempts.get(output.request_id)
+            if attempt is not None and attempt.tokens:
+                effects.extend(self._streams.hand_over(attempt, now))
+
     def note_empty(self, effects: list[RouterEffect]) -> None:
-        """Say which draining replicas have become empty."""
+        """Say which draining replicas have become empty: who left has come by its blocks too."""
         drains = self._fleet.drains
         for replica, until in drains.items():
-            if until is not None and not self._fleet.members[replica].attempts:
+            busy = self._fleet.members[replica].attempts or self._fleet.followers.of(replica)
+            if until is not None and not busy:
                 drains[replica] = None
                 effects.append(ReplicaEmptied(replica))
 

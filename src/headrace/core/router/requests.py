@@ -38,6 +38,7 @@ class Tracked:
     num_retries: int = 0
     tried: tuple[ReplicaId, ...] = ()  # replicas on which it failed or was lost
     claims: dict[ReplicaId, Tokens] | None = None  # of its prompt, while it is being placed
+    left: ReplicaId | None = None  # alive, with its blocks; until it is answered elsewhere
 
     @property
     def id(self) -> RequestId:

@@ -7,6 +7,7 @@ reaches nobody (fencing); its request goes on behind the last token that was del
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.core.router.events import CancelAt, Deliver, Fail, GoOn
@@ -112,7 +113,23 @@ class Streams:
     def move(self, attempt: Attempt, reason: str, now: Seconds) -> list[RouterEffect]:
         """Give up an attempt at a replica that lives, and is to be empty."""
         may_go_on = self._limits.max_migrations > 0
-        return self._give_up(attempt, reason, now, cancel=True, may_go_on=may_go_on)
+        effects = self._give_up(attempt, reason, now, cancel=True, may_go_on=may_go_on)
+        self._follow(attempt)
+        return effects
+
+    def hand_over(self, attempt: Attempt, now: Seconds) -> list[RouterEffect]:
+        """Let a stream go on where further tokens are made, behind its first ones."""
+        reason = "its prompt is computed"
+        effects = self._give_up(attempt, reason, now, cancel=True, may_go_on=True)
+        self._follow(attempt)
+        return [replace(e, planned=True) if isinstance(e, GoOn) else e for e in effects]
+
+    def _follow(self, attempt: Attempt) -> None:
+        """A stream that left a replica which lends may fetch its blocks from there."""
+        tracked, facts = attempt.tracked, self._fleet.members[attempt.replica].view.facts
+        waits = tracked.attempt is None and tracked.id in self.alive
+        if self._limits.kv_transfer and facts.lends_at and attempt.answered and waits:
+            self._fleet.followers.follow(tracked, attempt.replica)
 
     def recall(self, attempt: Attempt, reason: str, now: Seconds) -> list[RouterEffect]:
         """Take an attempt back that has not been answered; the same replica may get it again."""
@@ -155,6 +172,10 @@ class Streams:
         known = sum(len(member.attempts) for member in self._fleet.members.values())
         if known != len(placed):
             raise InvariantBroken(f"{known} attempts at replicas, {len(placed)} of requests")
+        for tracked in self.alive.values():
+            left = tracked.left
+            if left is not None and tracked.id not in self._fleet.followers.of(left):
+                raise InvariantBroken(f"{tracked.id}: nobody knows that it left {left}")
         for tracked in placed:
             attempt = tracked.attempt
             if attempt is None or attempt.tokens is not tracked.tokens:
@@ -169,6 +190,7 @@ class Streams:
             self._fleet.prefixes.compare(attempt, output.cached_tokens, now)
         if not attempt.answered:
             attempt.tracked.answered = True
+            self._fleet.followers.settle(attempt.tracked)
             self._fleet.note_answer(attempt)
         if finish is not None:
             self._end(attempt.tracked, now)
@@ -201,6 +223,7 @@ class Streams:
 
     def _end(self, tracked: Tracked, now: Seconds) -> None:
         del self.alive[tracked.id]
+        self._fleet.followers.settle(tracked)
         if tracked.attempt is None:
             self.queue.remove(tracked)
         else:

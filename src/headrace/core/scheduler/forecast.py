@@ -51,11 +51,12 @@ class Forecast:
         target = min((s.target for s in decodes if not s.yields), default=UNLIMITED)
         share = 1.0 if target == UNLIMITED else max(scheduler.pace.aim - step / target, MIN_SHARE)
         cached = scheduler.kv.survey.num_cached(sequence.table) * scheduler.kv.block_size
-        own = model.recompute_seconds(len(sequence.tokens) - cached, cached) / share
+        saved = scheduler.kv.tiers.saving(sequence.table)
+        own = max(0.0, model.recompute_seconds(len(sequence.tokens) - cached, cached) - saved)
         num_ahead, tokens = scheduler.waiting.ahead_of(sequence)
         before = model.recompute_seconds(tokens + self._tokens_under_way(sequence), 0) / share
         queue = num_ahead * self._between if self._between is not None and num_ahead else 0.0
-        return step / 2 + model.coefficients.base + max(before, queue) + own
+        return step / 2 + model.coefficients.base + max(before, queue) + own / share
 
     def _tokens_under_way(self, sequence: Sequence) -> Tokens:
         """Count the prompt tokens that running sequences compute first."""

@@ -103,6 +103,7 @@ class Intake:
             retention=request.retention,
             num_prompt_blocks=len(tokens) // block_size,
         )
+        table.source = request.source
         if request.chain_root:
             table.chain = list(request.chain[: len(tokens) // block_size])
         else:

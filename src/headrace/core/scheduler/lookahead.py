@@ -20,6 +20,11 @@ class Lookahead:
         """Whether nothing runs or waits."""
         return not (len(self._scheduler.running) or len(self._scheduler.waiting))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not len(self._scheduler.waiting)
+
     def first_in_line(self, count: int) -> list[BlockTable]:
         """Return the tables of sequences that wait and are next; those still parked left out."""
         waiting = self._scheduler.waiting

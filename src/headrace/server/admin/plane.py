@@ -213,6 +213,10 @@ class AdminPlane:
         present = autoscaler.present
         if autoscaler.ceiling == 0:
             raise InvalidRequest("these replicas are run elsewhere: start and end them there")
+        if self._about.has_roles:
+            raise InvalidRequest(
+                "these replicas have roles and are not scaled: start the server with other --roles"
+            )
         self._controller.set_range(*wanted)
         return _done(f"the range of replicas is {wanted} now; {present} there or starting")
 

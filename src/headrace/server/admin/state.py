@@ -29,6 +29,7 @@ class About:
     url: str
     begun: Seconds
     console: str = ""
+    has_roles: bool = False  # its replicas are not all for everything
 
 
 def server_state(
@@ -85,6 +86,7 @@ def _row(
         row,
         pid=place.pid or 0,
         address=place.address,
+        role=place.role,
         restarts=place.restarts,
         kv_tokens=place.kv_tokens,
     )

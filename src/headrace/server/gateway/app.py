@@ -287,6 +287,8 @@ def _build_router(config: GatewayConfig, seed: int) -> Router:
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
         refuse_infeasible=config.refuse_infeasible,
+        kv_transfer=config.kv_transfer,
+        local_prefill=config.local_prefill,
     )
     return Router(limits, build_policy(config.policy, seed))
 

@@ -44,6 +44,13 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     silent_after: Annotated[
         _Seconds, Meta(description="without a heartbeat, until a replica counts as hung")
     ] = 3.0
+    kv_transfer: Annotated[
+        bool, Meta(description="replicas fetch prefixes from each other where that is quicker")
+    ] = True
+    local_prefill: Annotated[
+        int,
+        Meta(ge=0, le=1 << 20, description="tokens of a prompt that a replica for decodes takes"),
+    ] = 64
     request_timeout: Annotated[_Seconds, Meta(description="longest life of one request")] = 600.0
     fair_queue: Annotated[
         bool, Meta(description="the queue goes by class and tenant; no: as they came")

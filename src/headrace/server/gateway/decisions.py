@@ -109,6 +109,10 @@ class Decisions:
             self._journal.add("index", replica, reason)
 
     def _note_move(self, move: GoOn) -> None:
+        if move.planned:
+            self._registry.add(table.HANDOVERS, move.replica)
+            self._journal.add("hand_over", move.request_id, f"from {move.replica}: {move.reason}")
+            return
         moved = move.num_tokens > 0 or move.has_begun
         metric = table.MIGRATIONS if moved else table.RETRIES
         self._registry.add(metric, move.replica)

@@ -74,6 +74,7 @@ class Pool:
             prefill_tokens=figures.prefill_tokens,
             running=0 if report is None else report.running,
             waiting=0 if report is None else report.waiting,
+            role=view.facts.role,
             kv_used=figures.kv_used,
             kv_tokens=view.facts.num_blocks * view.facts.block_size,
             cached_share=0.0 if report is None else _cached_share(report),

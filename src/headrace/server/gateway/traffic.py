@@ -240,4 +240,7 @@ def _facts(description: ReplicaDescription, *, weight: float, canary: float) -> 
         max_num_batched_tokens=description.max_num_batched_tokens,
         weight=weight,
         canary=canary,
+        role=description.role,
+        lends_at=description.lends_at,
+        peer_block_seconds=description.peer_block_seconds,
     )

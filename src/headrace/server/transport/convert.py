@@ -78,6 +78,7 @@ def submit_message(request: Request, *, stream: int, now: Seconds) -> SubmitRequ
         retention=request.retention,
         constraint=request.constraint,
         weight=request.weight,
+        source=request.source,
     )
 
 
@@ -102,6 +103,7 @@ def request_of(message: SubmitRequest, *, now: Seconds) -> Request:
         retention=message.retention,
         constraint=message.constraint,
         weight=message.weight,
+        source=message.source,
     )
 
 

@@ -30,7 +30,8 @@ export function showReplicas(state) {
 function create(replica) {
   const node = row("tr", COLUMNS);
   const { parts } = node;
-  parts.name.append(h("strong", {}, replica.replica));
+  node.role = h("span", { class: "muted" });
+  parts.name.append(h("strong", {}, replica.replica), " ", node.role);
   node.word = h("span", {});
   node.pill = h("span", { class: "pill" }, h("span", { class: "dot" }), node.word);
   node.why = h("span", { class: "why" });
@@ -48,6 +49,7 @@ function create(replica) {
 function update(node, replica) {
   const { parts } = node;
   node.replica = replica;
+  say(node.role, replica.role === "mixed" ? "" : replica.role);
   node.pill.className = `pill ${KINDS[replica.state] ?? "warn"}`;
   say(node.word, words(replica.state));
   say(node.why, replica.state === "ready" ? "" : replica.reason);
