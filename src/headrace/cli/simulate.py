@@ -42,8 +42,7 @@ MAX_REPLICAS = 4096
 _BAR = 30
 _EPILOG = """\
 traces: Azure's CSV or Mooncake's JSON lines (.gz or not; docs/twin.md), or a workload:
-  gen:poisson?rate=4&requests=500&prompt=512&output=128
-  gen:shared-prefix?groups=16&prefix=2048&...  gen:sessions?turns=4&think=10&...
+  gen:poisson?rate=4&prompt=512  gen:shared-prefix?groups=16&prefix=2048  gen:sessions?turns=4&..
 each with class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch&...
 examples:
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s

@@ -52,7 +52,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ] = 2.0
     roles: Annotated[
         str,
-        Meta(max_length=256, description="prefill=N,decode=N (,mixed=N); empty: all do everything"),
+        Meta(max_length=256, description="prefill=N,decode=N; empty: all do everything"),
     ] = ""
     key_file: Annotated[str, Meta(description="file of `headrace keys`; empty: only api_key")] = ""
     admin: Annotated[str, Meta(description="admin socket; empty: in the run directory")] = ""

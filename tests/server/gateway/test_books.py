@@ -167,6 +167,13 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
             talk = asyncio.create_task(served.request("POST", CHAT, HI))
             await served.answer_with("x", cached_tokens=64)
             await talk
+        scrape = await served.request("GET", "/metrics")
+        found |= {
+            family.name
+            for family in text_string_to_metric_families(scrape.body.decode())
+            if family.samples
+        }
+    async with serving(text, GatewayConfig(local_prefill=0)) as served:
         await hand_over(served, beside(served))
         scrape = await served.request("GET", "/metrics")
         found |= {
