@@ -10,6 +10,7 @@ import asyncio
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from headrace.cli.announcer import Announcement
+    from headrace.clock import Clock
     from headrace.cluster.local import LocalReplica
     from headrace.config import Loaded
     from headrace.server.keeper import KeeperLimits
@@ -154,23 +156,10 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
         begun=server.begun,
     )
 
-    autoscaler, book = Autoscaler(autoscaler_config(config)), RoleBook(server.roles)
-
-    def provision(events: ReplicaEvents) -> Provisioner:
-        start = server.engine
-        if start is None:
-            return NoProvisioner()
-
-        def describe(name: ReplicaId) -> LocalReplica:
-            return start(name, book.assign(name, autoscaler.staying()))
-
-        return LocalProvisioner(
-            describe, events=events, progress=supervisor, limits=limits, clock=clock
-        )
-
+    autoscaler = Autoscaler(autoscaler_config(config))
     controller = Controller(
         autoscaler,
-        provision=provision,
+        provision=partial(_provision, server, autoscaler, supervisor, limits, clock),
         gateways=hub,
         events=supervisor,
         decisions=Decisions(_journal(config.server.journal), wall_time),
@@ -204,6 +193,26 @@ async def _supervise(server: Server, admin: socket.socket, console: _Console | N
     if server.engine is not None:
         controller.set_range(*server.range)
     return await supervisor.run(controller, _services(hub, restarter, plane, admin))
+
+
+def _provision(
+    server: Server,
+    autoscaler: Autoscaler,
+    supervisor: Supervisor,
+    limits: KeeperLimits,
+    clock: Clock,
+    events: ReplicaEvents,
+) -> Provisioner:
+    start, book = server.engine, RoleBook(server.roles)
+    if start is None:
+        return NoProvisioner()
+
+    def describe(name: ReplicaId) -> LocalReplica:
+        return start(name, book.assign(name, autoscaler.staying()))
+
+    return LocalProvisioner(
+        describe, events=events, progress=supervisor, limits=limits, clock=clock
+    )
 
 
 def _plan(server: Server, console: _Console | None, limits: KeeperLimits) -> ServerPlan:

@@ -256,27 +256,23 @@ class Router:
         effects.append(deadline_failure(request_id))
 
     def _place(self, now: Seconds, effects: list[RouterEffect]) -> None:
-        fleet, queue = self._fleet, self._streams.queue
+        fleet, queue, limits = self._fleet, self._streams.queue, self._limits
         while (group := queue.head()) is not None:
-            members = self._open(group.first.request, now)
+            first = group.first
+            members = self._open(first.request, now)
             if not members and not fleet.taking():
                 self._oversight.judge(self._health.probe_least_bad(now), now, effects)
-                members = self._open(group.first.request, now)
+                members = self._open(first.request, now)
             if not members:
                 self._busy_until = fleet.busy_until(now)
                 return
-            candidates = fitting(
-                group.first,
-                fleet.candidates(group.first, members),
-                fleet,
-                local_prefill=self._limits.local_prefill,
-            )
+            candidates = fitting(first, fleet.candidates(first, members), fleet, limits)
             if not candidates:  # those of its role are full
                 return
             if self._refuse_infeasible(group, candidates, now, effects):
                 continue
             queue.pop()
-            candidate, choice, source, failure = self._chooser.choose(group.first, candidates)
+            candidate, choice, source, failure = self._chooser.choose(first, candidates)
             if failure is not None:
                 effects.append(failure)
             waited = now - group.since
@@ -298,10 +294,9 @@ class Router:
     ) -> bool:
         """End a group whose first token cannot come in time."""
         refusal = self._admission.infeasible(group.first, candidates, self._fleet, now)
-        if refusal is None:
-            return False
-        self._end_groups([group], refusal, now, effects)
-        return True
+        if refusal is not None:
+            self._end_groups([group], refusal, now, effects)
+        return refusal is not None
 
     def _end_groups(
         self, groups: Sequence[Group], refusal: Refusal, now: Seconds, effects: list[RouterEffect]

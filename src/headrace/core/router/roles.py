@@ -15,20 +15,21 @@ from headrace.types import Role
 if TYPE_CHECKING:
     from headrace.core.balancer.candidates import Candidates
     from headrace.core.router.fleet import Fleet, Member
+    from headrace.core.router.limits import RouterLimits
     from headrace.core.router.requests import Tracked
     from headrace.types import Seconds
 
 
 def fitting(
-    tracked: Tracked, candidates: Candidates, fleet: Fleet, *, local_prefill: int
+    tracked: Tracked, candidates: Candidates, fleet: Fleet, limits: RouterLimits
 ) -> Candidates:
     """Return the candidates whose role fits; none if the request had better wait for one.
 
-    ``local_prefill`` tokens at most are computed where they are decoded.
+    ``limits.local_prefill`` tokens at most are computed where they are decoded.
     """
     if not fleet.has_roles:
         return candidates
-    length = tracked.prompt_tokens
+    length, local_prefill = tracked.prompt_tokens, limits.local_prefill
     if not tracked.tokens and local_prefill:
         local = [
             candidate
