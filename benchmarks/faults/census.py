@@ -27,9 +27,10 @@ class Census:
             files=self.files - before.files,
         )
 
-    def grew(self, *, tolerated_fds: int) -> bool:
+    def grew(self, *, tolerated_fds: int, tolerated_threads: int = 0) -> bool:
         """Whether this difference is a leak: connections still closing are tolerated."""
-        return self.children > 0 or self.threads > 0 or self.files > 0 or self.fds > tolerated_fds
+        too_many = self.threads > tolerated_threads or self.fds > tolerated_fds
+        return self.children > 0 or self.files > 0 or too_many
 
 
 def take_census(root: int, directory: Path) -> Census:

@@ -192,7 +192,8 @@ async def reduce_run(
         seconds=0.0,
         notes={name: round(value, 4) for name, value in marks.notes.items()},
     )
-    return replace(run, faults=broken_promises(run, fault, quiet=quiet))
+    pairs = stage.replicas * (stage.replicas - 1)
+    return replace(run, faults=broken_promises(run, fault, quiet=quiet, pairs=pairs))
 
 
 def _felt(accepted: Sequence[Heard], moved: Sequence[str]) -> list[Heard]:
@@ -213,14 +214,20 @@ def _refused(heard: Heard, stage: Stage, fault: Fault) -> bool:
     return fault.ends and heard.started_at > stage.marks.fault_at and heard.status in REFUSED
 
 
-def broken_promises(run: Run, fault: Fault, *, quiet: bool) -> list[str]:
-    """Return what of the contract this run breaks, in words."""
+def broken_promises(run: Run, fault: Fault, *, quiet: bool, pairs: int = 0) -> list[str]:
+    """Return what of the contract this run breaks, in words.
+
+    Each of ``pairs`` of engines may keep a connection, with a thread, on which one lends the other
+    blocks of its KV cache.
+    """
     verdict = run.verdict
     failed = verdict.failed and fault.survives
     found = list(verdict.examples) if failed or not verdict.is_exact else []
     if not quiet:
         found.append(f"not quiet: {run.kv_blocks_held} KV blocks, {run.still_running} running")
-    if run.grown is not None and run.grown.grew(tolerated_fds=TOLERATED_FDS):
+    if run.grown is not None and run.grown.grew(
+        tolerated_fds=TOLERATED_FDS + 2 * pairs, tolerated_threads=pairs
+    ):
         found.append(f"left behind: {run.grown}")
     if fault.loses and run.recovery_s is None:
         found.append("never whole again")

@@ -59,7 +59,7 @@ NEAR = 0.3
 """Of 1: names less alike than that are no help."""
 
 LIST: Final = "list"
-POLICY_WORDS: Final = f"balancer; `{LIST}` shows all (docs/balancing.md)"
+POLICY_WORDS: Final = f"balancer; `{LIST}` shows all"
 
 
 def build_policy(name: str, seed: int = 0) -> Policy:
