@@ -40,6 +40,15 @@ def test_a_block_that_others_hold_costs_nothing_and_a_free_cached_one_does():
     assert kv.survey.demand(newcomer) == 4
 
 
+def test_a_block_that_is_held_for_itself_does_not_stand_for_those_before_it():
+    kv = KVCache(num_blocks=32, block_size=SIZE)
+    first = held(kv, *range(12))
+    middle = first.blocks[1]
+    kv.release(first, after=None)
+    kv.ledger.share([middle])  # the source of a copy, say
+    assert kv.survey.demand(named(table_of(*range(12), 50))) == 4
+
+
 def test_the_last_token_needs_its_own_block():
     kv = KVCache(num_blocks=32, block_size=SIZE)
     held(kv, *range(12))

@@ -235,7 +235,8 @@ class Scheduler:
                 step.parked.append(sequence.id)
                 continue
             taken = self._fits(step, sequence) or self._clear(step, sequence)
-            if not taken and not self._has_place(step):
+            is_full = len(self.running) >= self._config.max_num_seqs
+            if not taken and (is_full or step.spare <= 0):
                 return
             waiting.set_aside(sequence)
             if taken and self._start(step, sequence):
@@ -243,16 +244,14 @@ class Scheduler:
             else:
                 step.pass_over(sequence, MAX_PASSED_OVER, self._config.max_passes)
 
-    def _has_place(self, step: Step) -> bool:
-        """Whether one more may run, if it is small."""
-        return step.spare > 0 and len(self.running) < self._config.max_num_seqs
-
     def _fits(self, step: Step, sequence: Sequence) -> int:
         """Return how many blocks a newcomer takes, if it may run; else 0."""
         if len(self.running) >= self._config.max_num_seqs:
             return 0
-        demand = self.kv.survey.demand(sequence.table)
-        step.spare += self.kv.slices.regain(demand - step.spare)
+        survey, table = self.kv.survey, sequence.table
+        while freed := self.kv.slices.regain(survey.demand(table) - step.spare):
+            step.spare += freed  # and what it would have shared with who leaves is free now
+        demand = survey.demand(table)
         return demand if demand <= step.spare else 0
 
     def _clear(self, step: Step, newcomer: Sequence) -> int:
