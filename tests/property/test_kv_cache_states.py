@@ -179,7 +179,7 @@ class KVCacheStates(RuleBasedStateMachine):
             self.finish_step()
         for table in self.tables:
             self.kv.release(table, after=None)
-        for _ in range(self.num_blocks * self.num_blocks):
+        for _ in range(self.kv.slices.leaving.num_places):  # a slice is a block at least
             self.kv.slices.work(0.0)
         assert not self.kv.slices.are_due
         assert self.kv.num_free == self.num_blocks
