@@ -19,7 +19,6 @@ which has the replicas' own steps in it.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -32,8 +31,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import msgspec
-import uvloop
 from rate_client import Job, Outcome
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "micro"))
+from passthrough_cost import upstream
 
 from headrace.bench.environment import describe_environment
 from headrace.testing.server_process import running_server
@@ -53,66 +54,6 @@ GROWTH = 1.25
 CLOSE_ENOUGH = 1.04
 WORDS = ("the", "water", "of", "a", "mill", "runs", "in", "its", "race", "and", "wheel", "day")
 CLIENT = Path(__file__).with_name("rate_client.py")
-
-_WHOLE = json.dumps(
-    {
-        "id": "chatcmpl-0123456789abcdef",
-        "object": "chat.completion",
-        "created": 1700000000,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "The Rhine, the Nile, the Amazon."},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 240, "completion_tokens": 12, "total_tokens": 252},
-    }
-).encode()
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-_ANSWER = _HEAD % len(_WHOLE) + _WHOLE
-_CARDS = b'{"object":"list","data":[{"id":"m"}]}'
-
-
-class Upstream(asyncio.Protocol):
-    """A server with one canned answer: as little work as there can be."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, end, body = self._buffer.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        if not end or len(body) < int(length or 0):
-            return
-        self._buffer = b""
-        is_get = head.startswith(b"GET")
-        self._transport.write(_HEAD % len(_CARDS) + _CARDS if is_get else _ANSWER)
-
-
-async def serve_upstream() -> None:
-    """Listen, print the port, and serve until killed."""
-    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-
-
-@contextmanager
-def upstream() -> Iterator[int]:
-    """An upstream's port."""
-    command = [sys.executable, __file__, "--upstream"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
 
 
 def requests(key: str, *, streamed: bool) -> list[bytes]:
@@ -150,10 +91,10 @@ def serving(
         environment = {**os.environ, "TMPDIR": str(directory)}
         own = 0
         if workload == "passthrough":
-            ports = [stack.enter_context(upstream()) for _ in range(NUM_REPLICAS)]
-            own = ports[0]
-            for port in ports:
-                arguments += ["--replica", f"http://127.0.0.1:{port}"]
+            urls = [stack.enter_context(upstream()) for _ in range(NUM_REPLICAS)]
+            own = int(urls[0].rpartition(":")[2])
+            for url in urls:
+                arguments += ["--replica", url]
             command = "gateway"
         else:
             environment["HEADRACE_ENGINE_SIMULATED_SPEED"] = str(options.speed)
@@ -268,10 +209,7 @@ def measure(workload: str, gateways: int, options: argparse.Namespace) -> dict[s
 
 
 def main() -> int:
-    """Run as the benchmark or as an upstream."""
-    if sys.argv[1:2] == ["--upstream"]:
-        uvloop.run(serve_upstream())
-        return 0
+    """Run the benchmark; exit code 1 if a bar is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
