@@ -35,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from headrace.core.balancer.candidates import Candidates
+from headrace.core.balancer.candidates import Candidates, takers_of
 from headrace.core.balancer.policy import ReplicaFacts, ReplicaView
 from headrace.core.balancer.predicted_ttft import PredictedTtft
 from headrace.core.balancer.prefix_index import PrefixIndex
@@ -169,7 +169,7 @@ def timed(
 def measure_index(form: Form, pool: Pool) -> list[Figure]:
     """Time the look-up alone, and with the choice."""
     index, views, policy = pool.index, pool.views(), PredictedTtft()
-    order = list(views.values())
+    takers = takers_of(list(views.values()))
     request = Request(id=RequestId("q"), prompt=(1,), max_tokens=1, chain=(bytes(32),))
 
     def match(keys: tuple[BlockKey, ...]) -> None:
@@ -178,7 +178,7 @@ def measure_index(form: Form, pool: Pool) -> list[Figure]:
     def choose(keys: tuple[BlockKey, ...]) -> None:
         depths = index.match(keys, form.looks)
         cached = {replica: form.block_size * depth for replica, depth in depths.items()}
-        policy.choose(request, PROMPT_TOKENS, Candidates(order, views, cached))
+        policy.choose(request, PROMPT_TOKENS, Candidates(takers, cached))
 
     def unknown(chain: tuple[bytes, ...]) -> tuple[BlockKey, ...]:
         return tuple(BlockKey(key + 1) for key in keys_of(chain))

@@ -120,14 +120,17 @@ class FailureDetector:
         self._limits = limits or HealthLimits()
         self._records: dict[ReplicaId, _Record] = {}
         self._check_at: Seconds | None = None  # no later than the first thing that may be due
+        self.num_changes = 0  # of who is known here, and of what is thought of them
 
     def add(self, replica: ReplicaId, workload: Workload, now: Seconds) -> None:
         """Trust a replica that is new, or started anew."""
         self._records[replica] = _Record(replica, workload, heard_at=now)
+        self.num_changes += 1
 
     def remove(self, replica: ReplicaId) -> None:
         """Forget a replica."""
         self._records.pop(replica, None)
+        self.num_changes += 1
 
     def state(self, replica: ReplicaId) -> ReplicaState:
         """Return what is thought of a known replica."""
@@ -267,17 +270,20 @@ class FailureDetector:
 
     def _suspect(self, record: _Record, reason: str, *, stuck: bool = False) -> Judgement:
         record.state, record.stuck = ReplicaState.SUSPECT, stuck
+        self.num_changes += 1
         record.num_beats_back = 0
         return Judgement(record.replica, record.state, reason)
 
     def _trust(self, record: _Record, now: Seconds, reason: str) -> Judgement:
         record.state, record.num_failures = ReplicaState.READY, 0
+        self.num_changes += 1
         record.patient_from = now
         self._arm(record, now)
         return Judgement(record.replica, record.state, reason)
 
     def _probe(self, record: _Record, now: Seconds, reason: str) -> Judgement:
         record.state, record.patient_from = ReplicaState.PROBING, now
+        self.num_changes += 1
         self._arm(record, now)
         return Judgement(record.replica, record.state, reason)
 
@@ -292,6 +298,7 @@ class FailureDetector:
         limits = self._limits
         seconds = min(limits.eject_for * record.num_ejections, limits.max_eject_for)
         record.state, record.ejected_until = ReplicaState.EJECTED, now + seconds
+        self.num_changes += 1
         self._arm(record, now)
         return Judgement(record.replica, record.state, f"out for {seconds:.0f} s: {reason}")
 

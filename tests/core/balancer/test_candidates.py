@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.balancer.candidates import Candidates, as_candidates
+from headrace.core.balancer.candidates import Candidates, as_candidates, takers_of
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.types import ReplicaId
 
@@ -17,9 +17,8 @@ VIEWS = {
 
 
 def candidates(num: int, cached: dict[str, int]) -> Candidates:
-    views = dict(list(VIEWS.items())[:num])
     held = {ReplicaId(name): tokens for name, tokens in cached.items()}
-    return Candidates(list(views.values()), views, held)
+    return Candidates(takers_of(list(VIEWS.values())[:num]), held)
 
 
 def test_they_are_a_sequence_in_the_order_of_the_views() -> None:

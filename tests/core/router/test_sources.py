@@ -106,7 +106,7 @@ def test_what_a_prompt_under_way_will_leave_cannot_be_fetched_yet():
     router.handle(KvListed(R0, 2, ()), 0.0)
     holds(router, R2, 0)  # it tells what it has
     ask(router, "first")
-    router._chooser.policy = Fixed(R1)
+    router._placer.chooser.policy = Fixed(R1)
     assert ask(router, "second").request.source is None
 
 
@@ -126,7 +126,7 @@ def test_who_has_the_most_is_asked_and_of_equals_the_least_busy():
     holds(router, R1, 62)
     router = pool(to=R0)
     ask(router, "load")
-    router._chooser.policy = Fixed(R2)
+    router._placer.chooser.policy = Fixed(R2)
     holds(router, R1, 62)
     source = ask(router, "b").request.source
     assert source is not None
@@ -164,10 +164,10 @@ def test_a_replica_that_is_not_trusted_or_gone_is_no_source():
 
 def drained(router: Router) -> Dispatch:
     """A stream that R0 has answered moves away at the end of its drain."""
-    router._chooser.policy = Fixed(R0)
+    router._placer.chooser.policy = Fixed(R0)
     ask(router, now=0.0)
     router.handle(Outputs(R0, (token("a", *range(30)),)), 1.0)
-    router._chooser.policy = Fixed(R1)
+    router._placer.chooser.policy = Fixed(R1)
     effects = router.handle(DrainReplica(R0, 0.0), 2.0)
     effects = [*effects, *router.handle(Tick(), 2.0)]
     assert not [effect for effect in effects if isinstance(effect, ReplicaEmptied)]
@@ -193,7 +193,7 @@ def test_a_draining_replica_is_empty_only_when_who_left_needs_it_no_more(end: st
         case "client":
             effects = router.handle(ClientGone((RequestId("a"),)), 3.0)
         case _:
-            router._chooser.policy = Fixed(R2)
+            router._placer.chooser.policy = Fixed(R2)
             effects = router.handle(ReplicaLost(R1, "reset"), 3.0)
             (again,) = [effect for effect in effects if isinstance(effect, Dispatch)]
             assert again.request.source == KvSource(R0, "r0.kv", 1029 // 16)
@@ -204,20 +204,20 @@ def test_a_draining_replica_is_empty_only_when_who_left_needs_it_no_more(end: st
 
 def test_without_transfers_a_drained_replica_is_empty_at_once():
     router = pool(RouterLimits(kv_transfer=False))
-    router._chooser.policy = Fixed(R0)
+    router._placer.chooser.policy = Fixed(R0)
     ask(router, now=0.0)
     router.handle(Outputs(R0, (token("a", 1),)), 1.0)
-    router._chooser.policy = Fixed(R1)
+    router._placer.chooser.policy = Fixed(R1)
     effects = router.handle(DrainReplica(R0, 0.0), 2.0)
     assert ReplicaEmptied(R0) in [*effects, *router.handle(Tick(), 2.0)]
 
 
 def test_a_stream_whose_replica_died_has_nobody_to_follow():
     router = pool()
-    router._chooser.policy = Fixed(R0)
+    router._placer.chooser.policy = Fixed(R0)
     ask(router)
     router.handle(Outputs(R0, (token("a", 1, 2),)), 1.0)
-    router._chooser.policy = Fixed(R1)
+    router._placer.chooser.policy = Fixed(R1)
     effects = router.handle(ReplicaLost(R0, "reset"), 2.0)
     (dispatch,) = [effect for effect in effects if isinstance(effect, Dispatch)]
     assert dispatch.request.source is None

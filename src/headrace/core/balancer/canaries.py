@@ -11,6 +11,8 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from headrace.core.balancer.candidates import as_candidates
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,9 +38,10 @@ class Canaries:
         self, request: Request, prompt_tokens: Tokens, candidates: Sequence[Candidate]
     ) -> Choice:
         """See Policy."""
-        if any(each.view.facts.canary for each in candidates):
-            candidates = self._side(request, candidates)
-        return self._policy.choose(request, prompt_tokens, candidates)
+        shown = as_candidates(candidates)
+        if not shown.alike and any(each.view.facts.canary for each in shown):
+            shown = as_candidates(self._side(request, shown))
+        return self._policy.choose(request, prompt_tokens, shown)
 
     def _side(self, request: Request, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the one canary that the request falls to, or all others."""

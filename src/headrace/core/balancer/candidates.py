@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from headrace.core.balancer.policy import Candidate
 
@@ -21,23 +21,36 @@ if TYPE_CHECKING:
 _CACHED = itemgetter(1)
 
 
+class Takers(NamedTuple):
+    """Replicas that may take something, whatever it is: made once, used until one of them changes.
+
+    ``alike``: they have one weight, nobody else uses them, and none is a canary.
+    """
+
+    order: Sequence[ReplicaView]
+    names: Mapping[ReplicaId, ReplicaView]
+    alike: bool
+
+
+def takers_of(order: Sequence[ReplicaView]) -> Takers:
+    """Look once at what seldom changes."""
+    weight = order[0].facts.weight if order else 0.0
+    alike = all(
+        view.facts.weight == weight and not view.facts.canary and not view.past_us for view in order
+    )
+    return Takers(order, {view.replica: view for view in order}, alike)
+
+
 class Candidates(Sequence[Candidate]):
-    """``order`` are who may take it, ``views`` the same by name; ``cached`` says who is believed to
-    have how much of it.
+    """``takers``, of whom ``cached`` says who is believed to have how much of one prompt.
 
     ``cached`` may name replicas that are no candidates, and names none that has nothing.
     """
 
-    __slots__ = ("_cached", "_order", "_views")
+    __slots__ = ("_cached", "_names", "_order", "alike")
 
-    def __init__(
-        self,
-        order: Sequence[ReplicaView],
-        views: Mapping[ReplicaId, ReplicaView],
-        cached: Mapping[ReplicaId, Tokens],
-    ) -> None:
-        self._order = order
-        self._views = views
+    def __init__(self, takers: Takers, cached: Mapping[ReplicaId, Tokens]) -> None:
+        self._order, self._names, self.alike = takers
         self._cached = cached
 
     def __len__(self) -> int:
@@ -57,19 +70,26 @@ class Candidates(Sequence[Candidate]):
     def __iter__(self) -> Iterator[Candidate]:
         return map(self._candidate, self._order)
 
+    def pairs(self) -> list[Candidate]:
+        """Return all of them."""
+        cached = self._cached
+        if not cached:
+            return [Candidate(view, 0) for view in self._order]
+        return [Candidate(view, cached.get(view.replica, 0)) for view in self._order]
+
     def find(self, replica: ReplicaId) -> Candidate | None:
         """Return the candidate of that name."""
-        view = self._views.get(replica)
+        view = self._names.get(replica)
         return None if view is None else self._candidate(view)
 
     def holders(self, num: int) -> list[Candidate]:
         """Return those that hold most of the prompt, the first ``num``, the most first."""
-        views, found = self._views, list[Candidate]()
+        names, found = self._names, list[Candidate]()
         for name, tokens in sorted(self._cached.items(), key=_CACHED, reverse=True):
             if len(found) == num:
                 break
-            if name in views:
-                found.append(Candidate(views[name], tokens))
+            if name in names:
+                found.append(Candidate(names[name], tokens))
         return found
 
     def few(self, num: int, turn: int) -> list[Candidate]:
@@ -100,6 +120,5 @@ def as_candidates(candidates: Sequence[Candidate]) -> Candidates:
     """Return any candidates as such."""
     if isinstance(candidates, Candidates):
         return candidates
-    order = [each.view for each in candidates]
-    views = {view.replica: view for view in order}
-    return Candidates(order, views, {view.replica: n for view, n in candidates if n})
+    takers = takers_of([each.view for each in candidates])
+    return Candidates(takers, {view.replica: n for view, n in candidates if n})

@@ -66,6 +66,7 @@ of many is little better than the best of these (Mitzenmacher 2001): with 64 sim
 requests of 96 prefixes at 500 a second, 6, 8 and 16 have the same TTFT (p95 0.11 s)."""
 
 _COST = itemgetter(1)  # of a Score
+_CACHED = itemgetter(1)  # of a Candidate
 
 
 def seconds_to_first_token(
@@ -110,6 +111,10 @@ class Copy(NamedTuple):
         return missing * (WORK_PRICE * self.busy * mine - (1.0 - mine))
 
 
+NOTHING_KNOWN = Copy(0, 1.0, 0.0)
+"""Nobody has any of the prompt: there is nothing to copy."""
+
+
 def harm_to_others(view: ReplicaView, uncached: Tokens, costs: StepCosts) -> Seconds:
     """Return how long all streams there together wait for my prompt and my tokens."""
     work = costs.prefill_token * uncached + costs.output_token * TYPICAL_OUTPUT
@@ -120,6 +125,8 @@ def costs_of(candidates: Sequence[Candidate]) -> list[StepCosts]:
     """Return the costs to reckon with: the mean for those near it, else a replica's own."""
     all_costs = [view.costs for view, _ in candidates]
     number = len(all_costs)
+    if all_costs.count(all_costs[0]) == number:
+        return all_costs  # as before foreign replicas, of which nothing is known
     mean = StepCosts(*(sum(column) / number for column in zip(*all_costs, strict=True)))
     near = ALIKE * mean.prefill_token
     return [
@@ -141,34 +148,41 @@ class PredictedTtft:
         self, request: Request, prompt_tokens: Tokens, candidates: Sequence[Candidate]
     ) -> Choice:
         """See Policy."""
-        if len(candidates) > MAX_PRICED:
-            start = self._random.below(len(candidates))
-            candidates = as_candidates(candidates).few(SAMPLE, start)
-        copy = self._copy(request, candidates)
-        scores, seconds = [], []
-        for (view, cached), costs in zip(candidates, costs_of(candidates), strict=True):
+        every = as_candidates(candidates)
+        if len(every) > MAX_PRICED:
+            shown = every.few(SAMPLE, self._random.below(len(every)))
+        else:
+            shown = every.pairs()
+        copy = self._copy(request, shown)
+        most = copy.most
+        scores: list[Score] = []
+        seconds: list[Seconds] = []
+        for (view, cached), costs in zip(shown, costs_of(shown), strict=True):
             uncached = prompt_tokens - cached
             ttft = cost = seconds_to_first_token(view, uncached, prompt_tokens, costs)
-            if cached < copy.most:
+            if cached < most:
                 cost += copy.price(costs, cached)
             if view.decoding:
                 cost += HARM * harm_to_others(view, uncached, costs)
             seconds.append(ttft)
             scores.append(Score(view.replica, cost, cached))
-        lowest = min(score.cost for score in scores)
+        prices = [score.cost for score in scores]
+        lowest = min(prices)
         limit = lowest + TOLERANCE * abs(lowest)
-        equals = [index for index, score in enumerate(scores) if score.cost <= limit]
-        index = equals[0] if len(equals) == 1 else self._break_tie(request, candidates, equals)
-        reason = _reason(candidates[index].view, seconds[index], prompt_tokens, scores, index)
-        if copy.users > 1 and scores[index].cached_tokens < copy.most:
-            reason += f"; a copy of {copy.most} tokens for {copy.users:.1f}"
-        return Choice(candidates[index].view.replica, reason, tuple(scores), seconds[index])
+        equals = [index for index, price in enumerate(prices) if price <= limit]
+        index = equals[0] if len(equals) == 1 else self._break_tie(request, shown, equals)
+        reason = _reason(shown[index].view, seconds[index], prompt_tokens, scores, index)
+        if copy.users > 1 and scores[index].cached_tokens < most:
+            reason += f"; a copy of {most} tokens for {copy.users:.1f}"
+        return Choice(shown[index].view.replica, reason, tuple(scores), seconds[index])
 
     def _copy(self, request: Request, candidates: Sequence[Candidate]) -> Copy:
         """One is used by its share of those that come for this prefix."""
-        most = max(candidate.cached_tokens for candidate in candidates)
-        busy = sum(view.prefill_tokens > 0 for view, _ in candidates) / len(candidates)
-        if not most or not request.chain:
+        most = max(candidates, key=_CACHED).cached_tokens
+        if not most:
+            return NOTHING_KNOWN
+        busy = sum([view.prefill_tokens > 0 for view, _ in candidates]) / len(candidates)
+        if not request.chain:
             return Copy(most, 1.0, busy)
         holders = [view for view, cached in candidates if cached == most]
         depth = most // (holders[0].facts.block_size or DEFAULT_BLOCK)
@@ -178,10 +192,13 @@ class PredictedTtft:
     def _break_tie(
         self, request: Request, candidates: Sequence[Candidate], equals: Sequence[int]
     ) -> int:
-        fewest = min(candidates[index].view.outstanding for index in equals)
+        present = [candidates[index].view.outstanding for index in equals]
+        fewest = min(present)
+        if present.count(fewest) == 1 and request.chain:
+            return equals[present.index(fewest)]
         key = block_key(request.chain[0]) if request.chain else self._random.below(1 << 64)
         return max(
-            (index for index in equals if candidates[index].view.outstanding == fewest),
+            [index for index, load in zip(equals, present, strict=True) if load == fewest],
             key=lambda index: rendezvous(key, candidates[index].view.replica),
         )
 

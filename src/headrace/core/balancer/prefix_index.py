@@ -98,14 +98,17 @@ class PrefixIndex:
 
         Of one prompt the last block goes first: a prefix without its beginning is worth nothing.
         """
-        held = self._shelves[replica].held
+        shelf = self._shelves[replica]
+        held = shelf.held
         limit = min(limit, self._max_keys)
         keys = keys[:limit]
         for key in keys:
             held.pop(key, None)
-        surplus = max(0, len(held) + len(keys) - limit)
-        self.remove(replica, list(islice(held, surplus)))
-        self.store(replica, reversed(keys))
+        surplus = len(held) + len(keys) - limit
+        if surplus > 0:
+            self.remove(replica, list(islice(held, surplus)))
+        held.update(dict.fromkeys(reversed(keys)))
+        self._mark(shelf, keys)
 
     def expect(self, replica: ReplicaId, keys: Sequence[BlockKey]) -> None:
         """Count on these being there soon; ends with ``unexpect`` of the same keys."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headrace.core.balancer.candidates import as_candidates
 from headrace.core.balancer.policy import Candidate
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Weighted:
         self, request: Request, prompt_tokens: Tokens, candidates: Sequence[Candidate]
     ) -> Choice:
         """See Policy."""
+        if as_candidates(candidates).alike:
+            return self._policy.choose(request, prompt_tokens, candidates)
         first = candidates[0].view.facts.weight
         equal = all(view.facts.weight == first for view, _ in candidates)
         if equal and not any(view.past_us for view, _ in candidates):

@@ -38,7 +38,7 @@ class Admission:
 
     def refusal(self, fleet: Fleet, queue: WaitingQueue, now: Seconds) -> Refusal:
         """Return what to tell a request that found no place, at the door or in the queue."""
-        if not fleet.taking():
+        if not fleet.availability.taking():
             return self._not_ready()
         reason = f"all replicas are busy and {len(queue)} requests wait"
         seconds = self.pace.seconds_for(len(queue) + 1, now)

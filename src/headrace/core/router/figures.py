@@ -55,7 +55,7 @@ def pool_figures(fleet: Fleet, queue: WaitingQueue, pace: Pace, now: Seconds) ->
 
 def _predicted_ttft(fleet: Fleet, queue: WaitingQueue, pace: Pace) -> Seconds | None:
     """The best place for one more, after an equal share of what waits."""
-    views = [member.view for member in fleet.taking()]
+    views = [member.view for member in fleet.availability.taking()]
     length = pace.typical_prompt
     if length is None or not views:
         return None
@@ -67,7 +67,7 @@ def _replica_figures(fleet: Fleet, member: Member) -> ReplicaFigures:
     view, own = member.view, member.own
     return ReplicaFigures(
         replica=view.replica,
-        state=fleet.state(view.replica),
+        state=fleet.availability.state(view.replica),
         knowledge=fleet.prefixes.knowledge(view.replica),
         accuracy=fleet.prefixes.accuracy(view.replica),
         outstanding=own.outstanding,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from headrace.core.balancer.candidates import Candidates
+from headrace.core.balancer.candidates import Candidates, takers_of
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.core.costs.step_time import StepTimes
-from headrace.core.health import ReplicaState
+from headrace.core.router.availability import Availability
 from headrace.core.router.followers import Followers
 from headrace.core.router.gossip import NO_LOAD, Load
 from headrace.core.router.prefixes import Prefixes
@@ -23,14 +23,11 @@ from headrace.types import Role
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from headrace.core.balancer.candidates import Takers
     from headrace.core.health import FailureDetector
     from headrace.core.router.events import LoadReported, ReplicaReady
     from headrace.core.router.requests import Tracked
     from headrace.types import KvSource, ReplicaId, Request, RequestId, Seconds, Tokens
-
-_TAKING = (ReplicaState.READY, ReplicaState.PROBING)
-URGENT_SHARE = 8
-"""A replica takes 1/8 more than its limit of interactive requests: they pass who is there."""
 
 
 @dataclass(slots=True)
@@ -104,7 +101,9 @@ class Fleet:
         self.has_roles = False  # some replica is not for everything
         self._health = health
         self._num_lives = 0
-        self._max_outstanding = max_outstanding
+        self.availability = Availability(
+            self.members, self.drains, health, max_outstanding=max_outstanding
+        )
 
     def add(self, event: ReplicaReady, now: Seconds) -> None:
         """Take in a replica that was not there."""
@@ -129,43 +128,21 @@ class Fleet:
         self._health.remove(replica)
         self._note_roles()
 
-    def state(self, replica: ReplicaId) -> ReplicaState:
-        """Return what the Router thinks of a replica, drains included."""
-        if replica not in self.members:
-            return ReplicaState.LOST
-        state = self._health.state(replica)
-        draining = replica in self.drains and state is not ReplicaState.SUSPECT
-        return ReplicaState.DRAINING if draining else state
-
-    def taking(self) -> list[Member]:
-        """Return the replicas that are of a state to take requests, full or not."""
-        return [m for replica, m in self.members.items() if self.state(replica) in _TAKING]
-
-    def open(self, now: Seconds, *, urgent: bool = False) -> list[Member]:
-        """Return the replicas that may take a request now. A few places are for urgent ones."""
-        limit = self._max_outstanding
-        if urgent:
-            limit += -(-limit // URGENT_SHARE)
-        return [member for member in self.members.values() if self._is_open(member, now, limit)]
-
-    def busy_until(self, now: Seconds) -> Seconds | None:
-        """When the first of those that said they are full may have room again."""
-        times = (member.busy_until for member in self.members.values())
-        return min((time for time in times if time > now), default=None)
-
-    def candidates(self, tracked: Tracked, members: list[Member]) -> Candidates:
-        """Return ``members`` with what they have of a prompt; without those tried, if it can be."""
+    def candidates(self, tracked: Tracked, takers: Takers) -> Candidates:
+        """Return ``takers`` with what they have of a prompt; without those tried, if it can be."""
         if tracked.tried:
-            untried = [m for m in members if m.view.replica not in tracked.tried]
-            members = untried or members
-        tracked.claims = self._claims(tracked)
+            untried = [view for view in takers.order if view.replica not in tracked.tried]
+            takers = takers_of(untried) if untried else takers
+        claims = tracked.claims = self._claims(tracked)
+        if not claims:
+            return Candidates(takers, claims)
+        discount = self.prefixes.discount
         believed = {
             replica: tokens
-            for replica, claim in tracked.claims.items()
-            if (tokens := int(claim * self.prefixes.discount(replica)))
+            for replica, claim in claims.items()
+            if (tokens := int(claim * discount(replica)))
         }
-        order = [member.view for member in members]
-        return Candidates(order, {view.replica: view for view in order}, believed)
+        return Candidates(takers, believed)
 
     def send(
         self,
@@ -179,16 +156,17 @@ class Fleet:
         The first computes the prompt's blocks or fetches them from ``source``, the others share
         them.
         """
-        requests = []
+        requests: list[Request] = []
         for tracked in group:
+            if requests:
+                shared = self._tokens_of(tracked, candidate.view, len(tracked.keys))
+                candidate = Candidate(candidate.view, shared)
             request = self._send(tracked, candidate, now)
             if source is not None:
                 request = replace(request, source=source)
                 # what it will find there says nothing of the index
                 self.members[candidate.view.replica].attempts[request.id].claimed = None
             requests.append(request)
-            shared = self._tokens_of(tracked, candidate.view, len(tracked.keys))
-            candidate = Candidate(candidate.view, shared)
         return requests
 
     def note_answer(self, attempt: Attempt) -> None:
@@ -249,7 +227,7 @@ class Fleet:
         member = self.members[view.replica]
         if not member.attempts:
             view.progress_at = now
-        unwatched = member.outstanding == member.decoding
+        unwatched = len(member.attempts) == view.decoding - member.others.decoding
         request = tracked.next_request()
         context = tracked.prompt_tokens + len(tracked.tokens)
         attempt = Attempt(
@@ -281,18 +259,12 @@ class Fleet:
             self.prefixes.index.unexpect(attempt.replica, attempt.expected)
             attempt.expected = ()
 
-    def _is_open(self, member: Member, now: Seconds, limit: int) -> bool:
-        view = member.view
-        if view.outstanding >= limit or member.busy_until > now or view.replica in self.drains:
-            return False
-        state = self._health.state(view.replica)
-        return state is ReplicaState.READY or (
-            state is ReplicaState.PROBING and not member.attempts
-        )
-
     def _claims(self, tracked: Tracked) -> dict[ReplicaId, Tokens]:
         """Return how much of a prompt the index says is where, if there is any."""
-        members, depths = self.members, self.prefixes.match(tracked.keys)
+        depths = self.prefixes.match(tracked.keys)
+        if not depths:
+            return {}
+        members = self.members
         return {
             replica: self._tokens_of(tracked, members[replica].view, depth)
             for replica, depth in depths.items()

@@ -43,7 +43,8 @@ class Group:
     @property
     def work(self) -> float:
         """What it asks for, in virtual time of a tenant of weight 1."""
-        return sum(each.prompt_tokens + TYPICAL_OUTPUT for each in self.members.values())
+        members = self.members.values()
+        return sum([each.prompt_tokens + TYPICAL_OUTPUT for each in members])
 
 
 class LaneKey(NamedTuple):
@@ -117,6 +118,12 @@ class Lanes:
         lane.num_requests -= len(group.members)
         self._forget(key.rank)
         return group
+
+    def pass_by(self, group: Group) -> None:
+        """A group is next that never entered, since nobody waits: as if it had done both."""
+        self._num_taken += 1
+        request = group.first.request
+        self._note_service(self._key(request), group.work / request.weight)
 
     def remove(self, tracked: Tracked) -> None:
         """Take out one member, and its group with the last of them."""

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, assert_never
 from headrace.core.balancer.least_requests import LeastRequests
 from headrace.core.health import FailureDetector, ReplicaState
 from headrace.core.router.admission import Admission, Refusal
-from headrace.core.router.choosing import Chooser
 from headrace.core.router.events import (
     AttemptFailed,
     ClientGone,
-    Dispatch,
     Drain,
     Drained,
     DrainReplica,
@@ -39,26 +37,22 @@ from headrace.core.router.figures import PoolFigures, pool_figures
 from headrace.core.router.fleet import Fleet
 from headrace.core.router.limits import RouterLimits
 from headrace.core.router.oversight import Oversight
+from headrace.core.router.placing import Placer
 from headrace.core.router.requests import Tracked, keys_of
-from headrace.core.router.roles import fitting
 from headrace.core.router.sharing import hear, share_of
-from headrace.core.router.sources import Sources
 from headrace.core.router.streams import Streams, deadline_failure
 from headrace.errors import NotReady
 from headrace.errors import ReplicaLost as LostError
 from headrace.machine import Tick
-from headrace.types import PriorityClass
 
 __all__ = ["Router", "RouterLimits"]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.core.balancer.policy import Candidate, Policy, ReplicaView
-    from headrace.core.router.fleet import Member
+    from headrace.core.balancer.policy import Policy, ReplicaView
     from headrace.core.router.gossip import PoolShare
-    from headrace.core.router.lanes import Group
-    from headrace.types import ReplicaId, Request, RequestId, Seconds
+    from headrace.types import ReplicaId, RequestId, Seconds
 
 
 class Router:
@@ -75,11 +69,16 @@ class Router:
         self._admission = Admission(self._limits)
         self._streams = Streams(self._limits, self._fleet, self._admission.pace)
         self._oversight = Oversight(self._fleet, self._health, self._streams)
-        sources = Sources(self._fleet, is_on=self._limits.kv_transfer)
-        self._chooser = Chooser(policy or LeastRequests(), sources)
+        self._placer = Placer(
+            self._limits,
+            policy or LeastRequests(),
+            fleet=self._fleet,
+            streams=self._streams,
+            admission=self._admission,
+            oversight=self._oversight,
+        )
         self._drain_until: Seconds | None = None
         self._drained = False
-        self._busy_until: Seconds | None = None  # while requests wait: when to look again
 
     @property
     def replicas(self) -> tuple[ReplicaView, ...]:
@@ -89,7 +88,7 @@ class Router:
     @property
     def policy(self) -> str:
         """Name of the policy in use: another one after PolicyFailed."""
-        return self._chooser.policy.name
+        return self._placer.chooser.policy.name
 
     @property
     def num_alive(self) -> int:
@@ -108,7 +107,7 @@ class Router:
 
     def state(self, replica: ReplicaId) -> ReplicaState:
         """Return what this router thinks of a replica; LOST if it is not connected."""
-        return self._fleet.state(replica)
+        return self._fleet.availability.state(replica)
 
     def figures(self, now: Seconds) -> PoolFigures:
         """Return the load of the pool, for reports and pages."""
@@ -145,13 +144,12 @@ class Router:
         """When a wait, a deadline, a drain or a replica's time to show life is over."""
         if self._drained:
             return None
-        streams = self._streams
-        times = [streams.queue.due_at(), streams.deadlines.next_at(), self._health.next_at()]
-        if streams.queue:
-            times.append(self._busy_until)
-        times.append(self._drain_until)
-        times.extend(self._oversight.drains_due())
-        return min((time for time in times if time is not None), default=None)
+        times = [self._streams.next_at(), self._health.next_at(), self._drain_until]
+        if self._streams.queue:
+            times.append(self._placer.retry_at)
+        if self._fleet.drains:
+            times.extend(self._oversight.drains_due())
+        return min([time for time in times if time is not None], default=None)
 
     def check_integrity(self) -> None:
         """Raise InvariantBroken unless counts agree with what they count, and bounds hold."""
@@ -169,10 +167,16 @@ class Router:
 
     def _settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Do what time and the event at hand have made due."""
-        self._expire(now, effects)
+        due = self._streams.next_at()
+        if due is not None and due <= now:
+            self._expire(now, effects)
+        if self._drain_until is not None and self._drain_until <= now:
+            self._give_up(now, effects)
         self._oversight.check(now, effects)
-        self._place(now, effects)
-        self._oversight.note_empty(effects)
+        if self._streams.queue:
+            self._placer.place(now, effects)
+        if self._fleet.drains:
+            self._oversight.note_empty(effects)
         self._finish_drain(effects)
 
     def _admit(self, event: RequestArrived, now: Seconds, effects: list[RouterEffect]) -> None:
@@ -180,11 +184,11 @@ class Router:
         refusal: Refusal | None = None
         if self.draining:
             refusal = Refusal(NotReady.code, "the server is shutting down", 1.0)
-        elif not streams.queue.fits(len(requests)) and (streams.queue or not self._fleet.open(now)):
+        elif not streams.queue.fits(len(requests)) and (streams.queue or not self._has_room(now)):
             yielding = streams.queue.room_for(requests[0], len(requests))
             refusal = self._admission.refusal(self._fleet, streams.queue, now)
             if yielding:
-                self._end_groups(yielding, refusal, now, effects)
+                effects.extend(streams.end_groups(yielding, refusal, now))
                 refusal = None
         if refusal is not None:
             effects.extend(Fail(request.id, *refusal) for request in requests)
@@ -227,10 +231,12 @@ class Router:
             self._pass_deadline(request_id, now, effects)
         while (due := streams.queue.due_at()) is not None and due <= now:
             self._refuse_longest(now, effects)
-        if self._drain_until is not None and self._drain_until <= now:
-            for request_id in list(streams.alive):
-                streams.forget((request_id,), now, effects)
-                effects.append(Fail(request_id, NotReady.code, "the server is shutting down"))
+
+    def _give_up(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        """The time of a drain is over."""
+        for request_id in list(self._streams.alive):
+            self._streams.forget((request_id,), now, effects)
+            effects.append(Fail(request_id, NotReady.code, "the server is shutting down"))
 
     def _refuse_longest(self, now: Seconds, effects: list[RouterEffect]) -> None:
         streams = self._streams
@@ -255,58 +261,9 @@ class Router:
         self._streams.forget((request_id,), now, effects)
         effects.append(deadline_failure(request_id))
 
-    def _place(self, now: Seconds, effects: list[RouterEffect]) -> None:
-        fleet, queue, limits = self._fleet, self._streams.queue, self._limits
-        while (group := queue.head()) is not None:
-            first = group.first
-            members = self._open(first.request, now)
-            if not members and not fleet.taking():
-                self._oversight.judge(self._health.probe_least_bad(now), now, effects)
-                members = self._open(first.request, now)
-            if not members:
-                self._busy_until = fleet.busy_until(now)
-                return
-            candidates = fitting(first, fleet.candidates(first, members), fleet, limits)
-            if not candidates:  # those of its role are full
-                return
-            if self._refuse_infeasible(group, candidates, now, effects):
-                continue
-            queue.pop()
-            candidate, choice, source, failure = self._chooser.choose(first, candidates)
-            if failure is not None:
-                effects.append(failure)
-            waited = now - group.since
-            requests = fleet.send(group.members.values(), candidate, now, source)
-            for client_id, request in zip(group.members, requests, strict=True):
-                effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
-
-    def _open(self, request: Request, now: Seconds) -> list[Member]:
-        """Return the replicas that may take this request now."""
-        urgent = self._limits.fair_queue and request.priority is PriorityClass.INTERACTIVE
-        return self._fleet.open(now, urgent=urgent)
-
-    def _refuse_infeasible(
-        self,
-        group: Group,
-        candidates: Sequence[Candidate],
-        now: Seconds,
-        effects: list[RouterEffect],
-    ) -> bool:
-        """End a group whose first token cannot come in time."""
-        refusal = self._admission.infeasible(group.first, candidates, self._fleet, now)
-        if refusal is not None:
-            self._end_groups([group], refusal, now, effects)
-        return refusal is not None
-
-    def _end_groups(
-        self, groups: Sequence[Group], refusal: Refusal, now: Seconds, effects: list[RouterEffect]
-    ) -> None:
-        """End groups that wait."""
-        effects.extend(
-            self._streams.fail(tracked, Fail(tracked.id, *refusal), now)
-            for group in groups
-            for tracked in list(group.members.values())
-        )
+    def _has_room(self, now: Seconds) -> bool:
+        """Whether some replica may take a request now."""
+        return bool(self._fleet.availability.open(now).members)
 
     def _finish_drain(self, effects: list[RouterEffect]) -> None:
         if self._drain_until is not None and not self._streams.alive and not self._drained:

@@ -61,6 +61,7 @@ class Oversight:
                 self.judge(judgement, now, effects)
             case LoadSeen():
                 self._fleet.members[replica].view.past_us = event.past_us
+                self._fleet.availability.look_again()
             case KvReported():
                 self._health.heard(replica, now)
                 prefixes.change(event)
@@ -90,7 +91,11 @@ class Oversight:
             case ResumeReplica():
                 if replica in fleet.drains:
                     del fleet.drains[replica]
-                    effects.append(ReplicaJudged(replica, fleet.state(replica), "its drain is off"))
+                    effects.append(
+                        ReplicaJudged(
+                            replica, fleet.availability.state(replica), "its drain is off"
+                        )
+                    )
             case _:
                 assert_never(event)
 
@@ -99,12 +104,16 @@ class Oversight:
         if judgement is None:
             return
         replica, state, reason = judgement
-        effects.append(ReplicaJudged(replica, self._fleet.state(replica), reason))
+        effects.append(ReplicaJudged(replica, self._fleet.availability.state(replica), reason))
         attempts = self._fleet.members[replica].attempts.values()
         gone = state is ReplicaState.SUSPECT
         out = state is ReplicaState.EJECTED
         for attempt in [each for each in attempts if gone or (out and not each.answered)]:
             effects.extend(self._streams.lose(attempt, reason, now, cancel=True))
+
+    def try_least_bad(self, now: Seconds, effects: list[RouterEffect]) -> None:
+        """Every replica is out: give the one that was to come back first a request."""
+        self.judge(self._health.probe_least_bad(now), now, effects)
 
     def check(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Do what is due: judge the silent, end drains that are over, mend the prefix index."""
@@ -146,7 +155,7 @@ class Oversight:
         if replica not in drains:
             drains[replica] = now + event.limit
             reason = f"told to drain within {event.limit:.0f} s"
-            effects.append(ReplicaJudged(replica, self._fleet.state(replica), reason))
+            effects.append(ReplicaJudged(replica, self._fleet.availability.state(replica), reason))
         elif drains[replica] is not None:
             drains[replica] = now + event.limit
 

@@ -164,7 +164,7 @@ class Prefixes:
     def send(self, replica: ReplicaId, keys: tuple[BlockKey, ...]) -> tuple[BlockKey, ...]:
         """Note a prompt sent there; return what to give to ``index.unexpect`` later."""
         account = self._accounts[replica]
-        if account.knowledge is KvKnowledge.APPROXIMATE:
+        if not account.feed.is_heard:
             self.index.assume(replica, keys, limit=account.max_blocks)
             return ()
         self.index.expect(replica, keys)

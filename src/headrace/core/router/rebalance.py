@@ -24,7 +24,7 @@ STEPS_KEPT = 2
 
 def surplus(fleet: Fleet, joined: ReplicaId) -> list[Attempt]:
     """Return the attempts to take back because ``joined`` is there now, in order of dispatch."""
-    members = fleet.taking()
+    members = fleet.availability.taking()
     share = sum(member.own.prefill_tokens for member in members) // max(1, len(members))
     others = (member for member in members if member.view.replica != joined)
     found = [attempt for member in others for attempt in _newest_above(member, share)]

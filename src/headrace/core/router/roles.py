@@ -50,8 +50,9 @@ def takes_over(member: Member, fleet: Fleet, now: Seconds) -> bool:
     """Whether what a replica has answered had better go on elsewhere, and can."""
     if member.view.facts.role is not Role.PREFILL:
         return False
-    return any(other.view.facts.role is Role.DECODE for other in fleet.open(now))
+    others = fleet.availability.open(now).takers.order
+    return any(view.facts.role is Role.DECODE for view in others)
 
 
 def _lives(role: Role, fleet: Fleet) -> bool:
-    return any(member.view.facts.role is role for member in fleet.taking())
+    return any(member.view.facts.role is role for member in fleet.availability.taking())

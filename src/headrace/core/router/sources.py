@@ -111,7 +111,7 @@ class Sources:
         member = self._fleet.members.get(replica)
         if member is None or not member.view.facts.lends_at:
             return False
-        return self._fleet.state(replica) in _LENDING
+        return self._fleet.availability.state(replica) in _LENDING
 
 
 def _most(tracked: Tracked, view: ReplicaView) -> int:

@@ -20,8 +20,10 @@ from headrace.types import FinishReason, Output
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from headrace.core.router.admission import Refusal
     from headrace.core.router.events import AttemptFailed, Outputs, RouterEffect
     from headrace.core.router.fleet import Fleet, Member
+    from headrace.core.router.lanes import Group
     from headrace.core.router.limits import RouterLimits
     from headrace.core.router.pace import Pace
     from headrace.core.router.requests import Attempt, Tracked
@@ -63,6 +65,14 @@ class Streams:
             if tracked.request.deadline is not None:
                 self.deadlines.add(tracked.request.deadline, tracked.id)
 
+    def next_at(self) -> Seconds | None:
+        """Return when a deadline passes or somebody has waited too long, or earlier."""
+        first = self.deadlines.next_at()
+        due = self.queue.due_at()
+        if first is None or due is None:
+            return due if first is None else first
+        return min(first, due)
+
     def deliver(
         self, event: Outputs, member: Member, now: Seconds, effects: list[RouterEffect]
     ) -> int:
@@ -100,6 +110,16 @@ class Streams:
         """End a request that no replica works on, or whose replica was told; return ``failure``."""
         self._end(tracked, now)
         return failure
+
+    def end_groups(
+        self, groups: Iterable[Group], refusal: Refusal, now: Seconds
+    ) -> list[RouterEffect]:
+        """End groups that wait."""
+        return [
+            self.fail(tracked, Fail(tracked.id, *refusal), now)
+            for group in groups
+            for tracked in list(group.members.values())
+        ]
 
     def lose(
         self, attempt: Attempt, reason: str, now: Seconds, *, cancel: bool
@@ -219,7 +239,8 @@ class Streams:
 
     def _has_another(self, tracked: Tracked, replica: ReplicaId, now: Seconds) -> bool:
         tried = (*tracked.tried, replica)
-        return any(member.view.replica not in tried for member in self._fleet.open(now))
+        members = self._fleet.availability.open(now).members
+        return any(member.view.replica not in tried for member in members)
 
     def _end(self, tracked: Tracked, now: Seconds) -> None:
         del self.alive[tracked.id]

@@ -17,7 +17,8 @@ class WaitingQueue:
     """New groups in the order of lanes.py; before them all, those that lost their place.
 
     New requests are bounded in number; those that come back were admitted once and always fit.
-    Any member may leave at any time.
+    Any member may leave at any time. Whoever comes while nobody waits enters no lane: mostly it
+    is placed before the next one comes.
     """
 
     def __init__(self, *, max_requests: int, max_wait: Seconds, is_fair: bool = True) -> None:
@@ -25,6 +26,7 @@ class WaitingQueue:
         self._max_wait = max_wait
         self._back: dict[RequestId, Group] = {}
         self.lanes = Lanes(is_fair=is_fair)
+        self._alone: Group | None = None  # in no lane, as all are empty
         self._num_requests = 0
         self._num_tokens = 0
 
@@ -43,7 +45,12 @@ class WaitingQueue:
 
     def append(self, members: dict[RequestId, Tracked], now: Seconds) -> None:
         """Add a group behind the others of its kind."""
-        self.lanes.append(Group(members, now))
+        group = Group(members, now)
+        if self._num_requests:
+            self._line_up()
+            self.lanes.append(group)
+        else:
+            self._alone = group
         self._count(members, 1)
 
     def take_back(self, tracked: Tracked, now: Seconds) -> None:
@@ -55,11 +62,20 @@ class WaitingQueue:
 
     def head(self) -> Group | None:
         """The group that is to be placed next, or None."""
-        return next(iter(self._back.values())) if self._back else self.lanes.head()
+        if self._back:
+            return next(iter(self._back.values()))
+        return self._alone or (self.lanes.head() if self._num_requests else None)
 
     def pop(self) -> Group:
         """Take the head; the queue is not empty."""
-        group = self._back.pop(next(iter(self._back))) if self._back else self.lanes.pop()
+        group: Group | None
+        if self._back:
+            group = self._back.pop(next(iter(self._back)))
+        elif self._alone is not None:
+            group, self._alone = self._alone, None
+            self.lanes.pass_by(group)
+        else:
+            group = self.lanes.pop()
         if group is None:
             raise InvariantBroken("nobody waits")
         self._count(group.members, -1)
@@ -68,6 +84,7 @@ class WaitingQueue:
     def remove(self, tracked: Tracked) -> None:
         """Take out one member, and its group with the last of them."""
         self._count({tracked.id: tracked}, -1)
+        self._line_up()
         if tracked.group in self._back:
             del self._back[tracked.group]  # it came back alone
         else:
@@ -75,6 +92,7 @@ class WaitingQueue:
 
     def room_for(self, request: Request, num_requests: int) -> list[Group]:
         """Return who must go so that so many like ``request`` fit; empty if that is no use."""
+        self._line_up()
         missing = self._num_requests + num_requests - self._max_requests
         yielding: list[Group] = []
         for group in self.lanes.yielding(request, num_requests):
@@ -88,7 +106,10 @@ class WaitingQueue:
         """The group that has waited longest, or None."""
         if not self._num_requests:
             return None  # as nearly always: it is asked several times for each event
-        heads = (next(iter(self._back.values()), None), self.lanes.oldest())
+        new = self._alone or self.lanes.oldest()
+        if not self._back:
+            return new
+        heads = (next(iter(self._back.values())), new)
         return min(filter(None, heads), key=lambda group: group.since, default=None)
 
     def due_at(self) -> Seconds | None:
@@ -98,6 +119,7 @@ class WaitingQueue:
 
     def check_integrity(self) -> None:
         """Counts are the sums of the groups, no group is empty, the bound holds."""
+        self._line_up()
         self.lanes.check_integrity()
         groups = [*self._back.values(), *self.lanes]
         waiting = [tracked for group in groups for tracked in group.members.values()]
@@ -111,9 +133,16 @@ class WaitingQueue:
         if num_new > self._max_requests or not all(group.members for group in groups):
             raise InvariantBroken(f"{num_new} new ones > {self._max_requests}, or an empty group")
 
+    def _line_up(self) -> None:
+        """Somebody else may be next: whoever is alone goes where the others of its kind go."""
+        if self._alone is not None:
+            self.lanes.append(self._alone)
+            self._alone = None
+
     def _count(self, members: dict[RequestId, Tracked], sign: int) -> None:
         self._num_requests += sign * len(members)
-        self._num_tokens += sign * sum(each.prompt_tokens for each in members.values())
+        for each in members.values():
+            self._num_tokens += sign * each.prompt_tokens
 
 
 class Due(NamedTuple):
