@@ -55,10 +55,6 @@ class _Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float, times: int) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
-
 
 class Registry:
     """The numbers of a process, for the metrics it was given.
@@ -82,8 +78,11 @@ class Registry:
         """Count something; with a negative amount only on gauges."""
         assert amount >= 0 or metric.kind is Kind.GAUGE, metric.name
         series = self._numbers[metric.name]
-        key = _bounded(series, labels)
-        series[key] = series.get(key, 0) + amount
+        if labels in series:
+            series[labels] += amount
+        else:
+            key = _bounded(series, labels)
+            series[key] = series.get(key, 0) + amount
 
     def put(self, metric: Metric, *labels: str, value: float) -> None:
         """Set a gauge, or a counter that is kept elsewhere."""
@@ -97,7 +96,8 @@ class Registry:
         if histogram is None:
             key = _bounded(series, labels)
             histogram = series.setdefault(key, _Histogram(metric.buckets))
-        histogram.observe(value, times)
+        histogram.counts[bisect_left(histogram.bounds, value)] += times
+        histogram.total += value * times
 
     def drop(self, metric: Metric, *labels: str) -> None:
         """Forget the series whose first labels are these (a replica that is gone)."""

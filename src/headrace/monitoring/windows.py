@@ -38,13 +38,17 @@ class Window:
 
     def add(self, key: int, number: int, now: Seconds) -> None:
         """Count something."""
+        self.open(now)[key] += number
+
+    def open(self, now: Seconds) -> Counter[int]:
+        """Return the counts of this moment, to be added to at once."""
         slices = self._slices
         place = int(now // SLICE_SECONDS)
         if not slices or slices[-1][0] != place:
             if self._begun_at is None:
                 self._begun_at = now
             slices.append((place, Counter()))
-        slices[-1][1][key] += number
+        return slices[-1][1]
 
     def counts(self, now: Seconds) -> Counter[int]:
         """Return the sums over the window."""

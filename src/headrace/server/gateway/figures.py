@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from headrace.monitoring import table
-from headrace.monitoring.goodput import missed
+from headrace.monitoring.goodput import NO_TARGETS, missed
 from headrace.monitoring.shapes import Rates
 from headrace.monitoring.windows import WINDOW_SECONDS, Spread, Window
 from headrace.types import FinishReason
@@ -73,13 +73,14 @@ class Figures:
         self.registry.add(table.PROMPT_TOKENS, amount=usage.prompt_tokens)
         self.registry.add(table.CACHED_TOKENS, amount=usage.cached_tokens)
         self.registry.add(table.OUTPUT_TOKENS, amount=usage.completion_tokens)
-        window = self._window
-        window.add(Rate.REQUESTS, 1, now)
-        window.add(Rate.PROMPT_TOKENS, usage.prompt_tokens, now)
-        window.add(Rate.CACHED_TOKENS, usage.cached_tokens, now)
+        counts = self._window.open(now)
+        counts[Rate.REQUESTS] += 1
+        counts[Rate.PROMPT_TOKENS] += usage.prompt_tokens
+        counts[Rate.CACHED_TOKENS] += usage.cached_tokens
         if state not in _WELL and state != FinishReason.ABORT:
-            window.add(Rate.FAILURES, 1, now)
-        self._judge(record, now)
+            counts[Rate.FAILURES] += 1
+        if record.targets != NO_TARGETS:
+            self._judge(record, now)
 
     def _judge(self, record: RequestRecord, now: Seconds) -> None:
         record.missed = missed(record.targets, record.pace(now), record.state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.errors import (
     AuthenticationFailed,
@@ -16,7 +16,7 @@ from headrace.errors import (
 )
 from headrace.server.gateway.http.messages import JSON, Response, error_response
 from headrace.server.gateway.peers import ALONE
-from headrace.server.keys import KeySeats
+from headrace.server.keys import LOOK_SECONDS, KeySeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     from headrace.server.gateway.http.exchange import Exchange
     from headrace.server.gateway.http.messages import HttpRequest, RequestHead
     from headrace.server.gateway.peers import Peers
-    from headrace.server.gateway.routes import RouteTable
+    from headrace.server.gateway.routes import Admitted, RouteTable
+    from headrace.types import Seconds
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _ID_BITS = 128
 CLIENT_LEFT = 499  # nginx's number, in metrics only
+
+
+class _Looked(NamedTuple):
+    """The head that was looked at last, when, and what was found."""
+
+    head: RequestHead
+    admitted: Admitted
+    at: Seconds
 
 
 class Front:
@@ -52,18 +61,21 @@ class Front:
         self._figures = figures
         self._clock = clock
         self._random_bits = random_bits
+        self._last: _Looked | None = None
 
     def refuse(self, head: RequestHead) -> RequestError | None:
         """Refuse a request by its head."""
-        return self._routes.refuse(head)
+        try:
+            self._last = _Looked(head, self._routes.admit(head), self._clock.now())
+        except RequestError as error:
+            return error
+        return None
 
     def serve(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer a request that the route table did not refuse."""
         head = request.head
-        route = self._routes.find(head.path)
-        assert route is not None
         try:
-            principal = self._routes.identify(head)
+            route, principal = self._admitted(head)
             self._seats.take(principal)
         except RequestError as error:  # the key was revoked meanwhile, or has too much open
             self.refused(error, exchange)
@@ -88,9 +100,16 @@ class Front:
             exchange.context.headers.append((b"www-authenticate", b"Bearer"))
         exchange.reply(error_response(error))
 
+    def _admitted(self, head: RequestHead) -> Admitted:
+        """Look again only if the body took longer than a key file's change may take to be seen."""
+        last = self._last
+        if last is not None and last.head is head and self._clock.now() - last.at < LOOK_SECONDS:
+            return last.admitted
+        return self._routes.admit(head)
+
     def _open(self, exchange: Exchange, route: str, client_id: bytes) -> None:
         own_id = b"%032x" % self._random_bits(_ID_BITS)
-        if _REQUEST_ID.fullmatch(client_id) is None:
+        if client_id and _REQUEST_ID.fullmatch(client_id) is None:
             client_id = b""
         context = exchange.context
         context.headers.append((b"x-request-id", client_id or own_id))
@@ -145,6 +164,8 @@ async def _guard(answer: Coroutine[None, None, None], exchange: Exchange) -> Non
 
 def _check_media_type(content_type: bytes) -> None:
     """Demand JSON by name: a browser cannot send that to another site unasked (no CSRF)."""
+    if content_type == JSON:
+        return
     media_type = content_type.split(b";", 1)[0].strip().lower()
     if media_type != JSON:
         raise UnsupportedMediaType("send the body as content-type: application/json")

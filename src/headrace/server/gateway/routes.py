@@ -7,9 +7,9 @@ known whether the client may ask at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.errors import MethodNotAllowed, RequestError, RouteNotFound
+from headrace.errors import MethodNotAllowed, RouteNotFound
 from headrace.server.keys import ANYBODY, Keys
 
 if TYPE_CHECKING:
@@ -31,10 +31,21 @@ class Route:
     serve: Callable[[HttpRequest, Exchange], None]
     public: bool = False
 
+    def takes(self, method: str) -> bool:
+        """Whether a method is answered."""
+        return method in (self.method, "OPTIONS") or (method == "HEAD" and self.method == "GET")
+
     @property
     def allow(self) -> str:
         """Methods that are answered, as in the Allow header field."""
         return "GET, HEAD, OPTIONS" if self.method == "GET" else f"{self.method}, OPTIONS"
+
+
+class Admitted(NamedTuple):
+    """A request that may be served, by its head."""
+
+    route: Route
+    principal: Principal
 
 
 class RouteTable:
@@ -53,24 +64,15 @@ class RouteTable:
             return route
         return next((each for each in self._prefixes if path.startswith(each.path)), None)
 
-    def identify(self, head: RequestHead) -> Principal:
-        """Return who asks; public routes do not care. Raises RequestError."""
+    def admit(self, head: RequestHead) -> Admitted:
+        """Return who asks and where to; public routes do not care who. Raises RequestError."""
         route = self.find(head.path)
-        if route is not None and route.public:
-            return ANYBODY
-        return self._keys.identify(head)
-
-    def refuse(self, head: RequestHead) -> RequestError | None:
-        """Return why a request may not be served, or None."""
-        try:
-            self.identify(head)
-        except RequestError as error:
-            return error
-        route = self.find(head.path)
+        public = route is not None and route.public
+        principal = ANYBODY if public else self._keys.identify(head)
         if route is None:
-            return RouteNotFound(f"there is nothing at {head.path[:200]}")
-        if head.method not in route.allow.split(", "):
+            raise RouteNotFound(f"there is nothing at {head.path[:200]}")
+        if not route.takes(head.method):
             refusal = MethodNotAllowed(f"{route.path} takes {route.allow}, not {head.method}")
             refusal.allow = route.allow
-            return refusal
-        return None
+            raise refusal
+        return Admitted(route, principal)

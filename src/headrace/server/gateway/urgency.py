@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from headrace.errors import InvalidRequest
 from headrace.monitoring.goodput import NO_TARGETS, Targets
-from headrace.server.gateway.api.requests import MAX_MILLISECONDS, ServiceTier
+from headrace.server.gateway.api.requests import MAX_MILLISECONDS, ServiceTier, UrgencyFields
+from headrace.server.keys import Principal
 from headrace.types import PriorityClass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from headrace.server.gateway.api.requests import UrgencyFields
     from headrace.server.gateway.config import GatewayConfig
-    from headrace.server.keys import Principal
     from headrace.types import Seconds
 
 ValueT = TypeVar("ValueT")
@@ -30,7 +29,11 @@ CLASS_FIELD: Final = b"x-headrace-class"
 TTFT_FIELD: Final = b"x-headrace-ttft-ms"
 ITL_FIELD: Final = b"x-headrace-itl-ms"
 DEADLINE_FIELD: Final = b"x-headrace-deadline-ms"
-HEADER_FIELDS: Final = (CLASS_FIELD, TTFT_FIELD, ITL_FIELD, DEADLINE_FIELD)
+_IN_ORDER: Final = (CLASS_FIELD, TTFT_FIELD, ITL_FIELD, DEADLINE_FIELD)
+HEADER_FIELDS: Final = frozenset(_IN_ORDER)
+
+SAYS_NOTHING: Final = UrgencyFields()
+"""A body that asks nothing of time, or is not ours to read."""
 
 _NUMBER = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,6})?")
 _CLASSES = {each.value.encode(): each for each in PriorityClass}
@@ -56,12 +59,21 @@ class Urgency:
 
     def fields(self, sent: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         """Return those of the header fields that were sent, with what the request got."""
+        if HEADER_FIELDS.isdisjoint(sent):
+            return {}
         values = (self.priority, *self.targets)
         return {
             name: _encoded(value)
-            for name, value in zip(HEADER_FIELDS, values, strict=True)
+            for name, value in zip(_IN_ORDER, values, strict=True)
             if name in sent and value is not None
         }
+
+
+_USUAL = {
+    highest: Urgency(Principal(name="any", highest=highest).capped(PriorityClass.STANDARD))
+    for highest in PriorityClass
+}
+"""What those get that ask for nothing, by the highest class of their key."""
 
 
 class _Said(NamedTuple, Generic[ValueT]):
@@ -75,6 +87,8 @@ def urgency_of(
     fields: UrgencyFields, headers: Mapping[bytes, bytes], principal: Principal
 ) -> Urgency:
     """Return what a request gets. Raises InvalidRequest, with ``param``."""
+    if fields is SAYS_NOTHING and HEADER_FIELDS.isdisjoint(headers):
+        return _USUAL[principal.highest]
     asked = _one(
         _Said("service_tier", _CLASS_OF_TIER[fields.service_tier])
         if fields.service_tier in _CLASS_OF_TIER

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headrace.types import ReplicaId, RequestId, Seconds
 
 _LOG = logging.getLogger(__name__)
+_STATUSES = frozenset(HTTPStatus)
 _EVENTS = b"text/event-stream"
 _REPLICA_FAULTS = frozenset((408, 500, 502, 503, 504))
 _DEFAULT_BUSY_SECONDS = 1.0
@@ -201,10 +202,7 @@ class UpstreamAttempt:
 
 def _known(status: int) -> int:
     """An unknown status means the same as its class's first (RFC 9110 section 15)."""
-    try:
-        return HTTPStatus(status).value
-    except ValueError:
-        return status // 100 * 100
+    return status if status in _STATUSES else status // 100 * 100
 
 
 def _busy_seconds(retry_after: bytes) -> Seconds:

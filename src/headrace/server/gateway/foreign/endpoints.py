@@ -9,12 +9,11 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace.errors import ModelNotFound
-from headrace.server.gateway.api.requests import UrgencyFields
 from headrace.server.gateway.foreign.passage import Passage, PassedRequest
 from headrace.server.gateway.foreign.scanning import name_chunks, scan
 from headrace.server.gateway.http.messages import Response
 from headrace.server.gateway.keeping import SESSION_FIELD, session_of
-from headrace.server.gateway.urgency import urgency_of
+from headrace.server.gateway.urgency import SAYS_NOTHING, urgency_of
 from headrace.types import Request, RequestId
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ MODELS_PATH = "/v1/models/"
 _PASSED_FIELDS = (b"accept", b"content-type", SESSION_FIELD)
 """Of a client's header fields those that replicas see, beside ``x-request-id``."""
 
-_IN_THE_BODY = UrgencyFields()
-"""Fields of a body are the replica's to read; those of the header are ours, and are passed on."""
-
 _USUAL_OUTPUT = 256  # tokens, for the balancer, where a client sets no limit
 
 
@@ -55,7 +51,7 @@ class PassThrough:
     def serve(self, request: HttpRequest, exchange: Exchange) -> None:
         """Begin a passage; it answers. Raises RequestError."""
         begun_at = self.clock.now()
-        urgency = urgency_of(_IN_THE_BODY, request.head.headers, exchange.context.principal)
+        urgency = urgency_of(SAYS_NOTHING, request.head.headers, exchange.context.principal)
         found = scan(request.body)
         pool = self.pools.resolve(found.model)
         text = found.text
@@ -143,8 +139,7 @@ class ForeignModels:
 
 def _passed_fields(request: HttpRequest, context: ResponseContext, urgency: Urgency) -> bytes:
     fields = request.head.headers
-    lines = [name + b": " + fields[name] + b"\r\n" for name in _PASSED_FIELDS if name in fields]
-    request_id = context.client_request_id or context.request_id
-    lines.append(b"x-request-id: " + request_id.encode() + b"\r\n")
-    lines += [name + b": " + value + b"\r\n" for name, value in urgency.fields(fields).items()]
-    return b"".join(lines)
+    shown = {name: fields[name] for name in _PASSED_FIELDS if name in fields}
+    shown[b"x-request-id"] = (context.client_request_id or context.request_id).encode()
+    shown |= urgency.fields(fields)
+    return b"".join([b"%b: %b\r\n" % field for field in shown.items()])

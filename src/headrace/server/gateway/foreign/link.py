@@ -64,6 +64,7 @@ class ForeignLink:
             clock=upstream.clock,
             forget=self._attempts.pop,
         )
+        self._begins: dict[str, bytes] = {}  # of requests, by path
         self._fields = f"host: {upstream.replica.authority}\r\n".encode()
         if api_key:
             self._fields += f"authorization: Bearer {api_key}\r\n".encode()
@@ -144,8 +145,11 @@ class ForeignLink:
         return NothingKept("its server cannot go on in the middle")
 
     def _head(self, path: str, body: bytes | bytearray, headers: bytes) -> bytes:
-        line = b"POST " + (self._upstream.replica.prefix + path).encode() + b" HTTP/1.1\r\n"
-        return line + self._fields + headers + b"content-length: %d\r\n\r\n" % len(body)
+        begin = self._begins.get(path)
+        if begin is None:
+            line = f"POST {self._upstream.replica.prefix}{path} HTTP/1.1\r\n".encode()
+            begin = self._begins[path] = line + self._fields
+        return b"%b%bcontent-length: %d\r\n\r\n" % (begin, headers, len(body))
 
     def _refuse(self, attempt_id: RequestId, reason: str) -> None:
         """It cannot go on here what has begun elsewhere."""

@@ -73,6 +73,7 @@ class Passage:
         self._figures = figures
         self._ended = ended
         self._last_at: Seconds = record.arrived_at
+        self._attempt: AttemptRecord | None = None  # the latest
         figures.accepted(1, request.prompt_tokens)
 
     @property
@@ -90,6 +91,7 @@ class Passage:
         """It was sent to a replica."""
         self.record.state = RUNNING
         self.record.choices.setdefault(request_id, []).append(attempt)
+        self._attempt = attempt
 
     def moved(self, request_id: RequestId, reason: str, now: Seconds) -> None:
         """Its attempt was given up, and it waits for another place."""
@@ -159,11 +161,6 @@ class Passage:
         """The client has left."""
         if not self.over:
             self._end(FinishReason.ABORT, now, unwanted=True)
-
-    @property
-    def _attempt(self) -> AttemptRecord | None:
-        attempts = self.record.choices.get(self.id)
-        return attempts[-1] if attempts else None
 
     def _note(self, num_events: int, now: Seconds) -> None:
         """Some of the answer is here."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import httptools
@@ -36,6 +37,7 @@ _SINGLE = frozenset(
     (b"host", b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"expect")
 )
 _FIELD_OVERHEAD_BYTES = 4  # ": " and CRLF
+_REMEMBERED = 64  # targets and hosts, of those seen last
 
 
 class Phase(Enum):
@@ -119,10 +121,16 @@ class RequestReader:
 
     def on_url(self, target: bytes) -> None:
         self._target += target
-        self._grow(len(target), fields=0)
+        self._count.num_bytes += len(target)
+        if self._count.num_bytes > self._limits.max_head_bytes:
+            raise self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._grow(len(name) + len(value) + _FIELD_OVERHEAD_BYTES, fields=1)
+        count, limits = self._count, self._limits
+        count.num_bytes += len(name) + len(value) + _FIELD_OVERHEAD_BYTES
+        count.num_fields += 1
+        if count.num_bytes > limits.max_head_bytes or count.num_fields > limits.max_header_fields:
+            raise self._too_large()
         if self._head is not None:
             return  # a trailer field: counted and dropped
         name = name.lower()
@@ -138,10 +146,10 @@ class RequestReader:
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise InvalidRequest("the request line must end in HTTP/1.1 or HTTP/1.0")
-        http10 = version == "1.0"
+        http10, method = version == "1.0", parser.get_method()
         head = RequestHead(
-            method=parser.get_method().decode("ascii"),
-            path=_path(self._target, parser.get_method()),
+            method=method.decode("ascii"),
+            path=_path(self._target, method),
             headers=headers,
             # asked here, inside a callback: llhttp has no answer afterwards
             keep_alive=parser.should_keep_alive() and not http10 and not parser.should_upgrade(),
@@ -171,15 +179,6 @@ class RequestReader:
         self.phase = Phase.FAILED
         self.body = bytearray()
         self.ready.append(error)
-
-    def _grow(self, num_bytes: int, *, fields: int) -> None:
-        self._count.num_bytes += num_bytes
-        self._count.num_fields += fields
-        if (
-            self._count.num_bytes > self._limits.max_head_bytes
-            or self._count.num_fields > self._limits.max_header_fields
-        ):
-            raise self._too_large()
 
     def _check_body(self, headers: dict[bytes, bytes], *, http10: bool) -> RequestError | None:
         coding = headers.get(b"transfer-encoding")
@@ -212,6 +211,7 @@ class _HeadCount:
         self.raw_bytes = 0
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _path(target: bytes, method: bytes) -> str:
     if target == b"*" and method == b"OPTIONS":
         return "*"
@@ -220,10 +220,15 @@ def _path(target: bytes, method: bytes) -> str:
     return target.split(b"?", 1)[0].decode("ascii")
 
 
+@lru_cache(maxsize=_REMEMBERED)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
+
+
 def _check_host(headers: dict[bytes, bytes], *, http10: bool) -> None:
     host = headers.get(b"host")
     if host is None:
         if not http10:
             raise InvalidRequest("the Host header field is missing")
-    elif _HOST.fullmatch(host) is None:
+    elif not _is_host(host):
         raise InvalidRequest("the Host header field is not a host and port")
