@@ -30,7 +30,7 @@ from headrace.bench.environment import describe_environment
 from headrace.testing.server_process import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PACE = 0.02  # seconds between two events of a stream
 NUM_UPSTREAMS = 2
@@ -73,15 +73,30 @@ EVENT = _chunk(_event(" river", None))
 LAST = _chunk(_event("", "stop")) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-def _reply(body: bytes) -> bytes:
+def reply(body: bytes) -> bytes:
+    """Return a whole answer of JSON."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     return head % len(body) + body
 
 
-class Upstream(asyncio.Protocol):
-    """A server with canned answers: as little work as there can be."""
+_WHOLE_REPLY = reply(_WHOLE)
+_CHAT = b"POST /v1/chat/completions HTTP/"
+_STREAMED = (b'"stream": true', b'"stream":true')
 
-    def __init__(self) -> None:
+
+def list_models(_head: bytes, _body: bytes) -> bytes:
+    """Answer what is not a chat, whatever it is."""
+    return reply(b'{"object":"list","data":[{"id":"m"}]}')
+
+
+class Upstream(asyncio.Protocol):
+    """A server with canned answers: as little work as there can be.
+
+    ``other`` answers what is not a chat; where it has nothing to say the connection is closed.
+    """
+
+    def __init__(self, other: Callable[[bytes, bytes], bytes] = list_models) -> None:
+        self._other = other
         self._buffer = b""
         self._transport: asyncio.Transport
 
@@ -95,17 +110,22 @@ class Upstream(asyncio.Protocol):
         if not end or len(body) < int(length or 0):
             return
         self._buffer = b""
-        if head.startswith(b"GET"):
-            self._transport.write(_reply(b'{"object":"list","data":[{"id":"m"}]}'))
-        elif b'"stream": true' in body:
+        if not head.startswith(_CHAT):
+            self._answer(self._other(head, body))
+        elif any(words in body for words in _STREAMED):
             fields = json.loads(body)
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
                 b"transfer-encoding: chunked\r\n\r\n"
             )
-            self._send(fields["max_tokens"])
+            self._send(fields.get("max_tokens") or fields["max_completion_tokens"])
         else:
-            self._transport.write(_reply(_WHOLE))
+            self._transport.write(_WHOLE_REPLY)
+
+    def _answer(self, answer: bytes) -> None:
+        self._transport.write(answer)
+        if not answer:
+            self._transport.close()
 
     def _send(self, left: int) -> None:
         if self._transport.is_closing():

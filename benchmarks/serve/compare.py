@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import servers
 from bars import SATURATING, Measured, Verdict, judge_engine, judge_spine
-from processes import Footprint, Server, ServerSpec, end_on_sigterm
+from processes import Footprint, Server, ServerSpec, end_on_sigterm, without_paths
 from workloads import Driver, Prompts
 
 from headrace.bench.client import Client
@@ -205,12 +204,6 @@ def measured_of(runs: Sequence[Summary]) -> Measured:
         itl_p95=median(each.p95 for each in itl) if itl else None,
         itl_p99=median(each.p99 for each in itl) if itl else None,
     )
-
-
-def without_paths(words: Sequence[str]) -> list[str]:
-    """Shorten paths to their last part: where things lie on this machine is of no interest."""
-    absolute = re.compile(r"""(?<![^\s:='"])/[^\s:='"]*/""")
-    return [absolute.sub("", word) for word in words]
 
 
 def shown_command(spec: ServerSpec) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,10 @@ class Server:
         """Measure the tree now."""
         return measure(tree_of(self._pid()))
 
+    def tree(self) -> list[int]:
+        """Return its processes that live, the one that was started first."""
+        return tree_of(self._pid())
+
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -155,6 +160,12 @@ class Server:
 def end_on_sigterm() -> None:
     """Let SIGTERM end this process by SystemExit, so that its servers are stopped too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def without_paths(words: Sequence[str]) -> list[str]:
+    """Shorten paths to their last part: where things lie on this machine is of no interest."""
+    absolute = re.compile(r"""(?<![^\s:='"])/[^\s:='"]*/""")
+    return [absolute.sub("", word) for word in words]
 
 
 def port_is_taken(spec: ServerSpec) -> bool:

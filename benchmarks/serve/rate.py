@@ -40,7 +40,7 @@ from headrace.bench.environment import describe_environment
 from headrace.testing.server_process import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 BARS = {"passthrough": 10_000, "native": 1_000}
 """Requests a second that are wanted with two gateways."""
@@ -67,13 +67,25 @@ def requests(key: str, *, streamed: bool) -> list[bytes]:
         fields |= (
             {"stream": True, "max_tokens": 16, "ignore_eos": True} if streamed else {"model": "m"}
         )
-        body = json.dumps(fields).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        made.append(head.encode() + body)
+        made.append(chat_request(key, fields))
     return made
+
+
+def chat_request(key: str, fields: Mapping[str, object]) -> bytes:
+    """Return a whole request for a chat."""
+    body = json.dumps(fields).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def create_key(file: Path) -> str:
+    """Make a key file with one key in it; return the key."""
+    make = [sys.executable, "-m", "headrace", "keys", "create", "bench", "--file", str(file)]
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    return next(word for word in done.stdout.split() if word.startswith("hr-"))
 
 
 @contextmanager
@@ -84,9 +96,7 @@ def serving(
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rate-")))
         keys = directory / "keys.json"
-        make = [sys.executable, "-m", "headrace", "keys", "create", "bench", "--file", str(keys)]
-        done = subprocess.run(make, capture_output=True, text=True, check=True)
-        key = next(word for word in done.stdout.split() if word.startswith("hr-"))
+        key = create_key(keys)
         arguments = ["--gateways", str(gateways), "--key-file", str(keys)]
         environment = {**os.environ, "TMPDIR": str(directory)}
         own = 0
