@@ -241,7 +241,8 @@ def measure(session: Session, router: Router, seconds: float, turn: Turn) -> Non
     """Run all workloads; what was wrong with one is noted, and it is not counted."""
     for name, workload in WORKLOADS.items():
         try:
-            turn.figures |= workload(session, router.load, seconds)
+            figures = workload(session, router.load, seconds)
+            turn.figures |= {name: round(value, 3) for name, value in figures.items()}
         except WrongAnswers as error:
             turn.errors.append(f"{name}: {error}")
 

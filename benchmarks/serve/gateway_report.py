@@ -82,10 +82,10 @@ def medians_of(turns: Iterable[Turn]) -> dict[str, dict[str, float]]:
         for whose in ("", "gateway_"):
             for size in RATES:
                 if cpu := row.get(f"{whose}cpu_us_{size}"):
-                    row[f"{whose}rate_{size}"] = 1e6 / cpu
+                    row[f"{whose}rate_{size}"] = round(1e6 / cpu)
         for name in ("ttft_p50_ms", "ttft_p99_ms"):
             if router != DIRECT.name and name in row and name in direct:
-                row[f"added_{name}"] = row[name] - direct[name]
+                row[f"added_{name}"] = round(row[name] - direct[name], 3)
     return medians
 
 
