@@ -111,6 +111,7 @@ def test_while_two_tenants_wait_their_service_differs_by_a_request_of_each_at_mo
     assert not +left, "work-conserving: everybody is served"
 
 
+@pytest.mark.interpreted
 def test_tenants_that_come_once_are_not_remembered_for_ever() -> None:
     lanes = lanes_of(group("stays", since=1e9, tenant="stays"))
     for i in range(2 * MAX_IDLE):

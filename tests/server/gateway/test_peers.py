@@ -125,6 +125,7 @@ def test_figures_of_one_gateway_alone_are_never_told_for_all(tmp_path: Path):
     assert [(reply.status, b"mine" in reply.body) for reply in replies] == [(503, False)]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("elsewhere", "words"),
     [

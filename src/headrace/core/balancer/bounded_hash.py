@@ -8,7 +8,7 @@ what one replica turns away is spread over all others instead of falling on its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.draws import rendezvous
 from headrace.core.balancer.homes import home_key
@@ -28,7 +28,7 @@ SLACK = 1.25
 class BoundedHash:
     """A Policy. Gateways that see the same loads agree without talking."""
 
-    name = "bounded_hash"
+    name: Final = "bounded_hash"
 
     def __init__(self, random: Random) -> None:
         self._random = random

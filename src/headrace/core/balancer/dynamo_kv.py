@@ -9,7 +9,7 @@ once there; the Router does not know them, and counts each.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.homes import DEFAULT_BLOCK
 from headrace.core.balancer.weighing import cheapest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class DynamoKv:
     """A Policy."""
 
-    name = "dynamo_kv"
+    name: Final = "dynamo_kv"
 
     def __init__(self, random: Random) -> None:
         self._random = random

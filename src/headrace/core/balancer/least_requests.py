@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.policy import Choice, Score
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class LeastRequests:
     """A Policy. Equals take turns, so that the first replica is not worn out."""
 
-    name = "least_requests"
+    name: Final = "least_requests"
 
     def __init__(self) -> None:
         self._turn = 0

@@ -9,7 +9,7 @@ counted when requests are sent and end.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.weighing import cheapest
 
@@ -25,7 +25,7 @@ PREFIX, QUEUE, KV = 3.0, 2.0, 2.0
 class LlmDScores:
     """A Policy."""
 
-    name = "llm_d_scores"
+    name: Final = "llm_d_scores"
 
     def __init__(self, random: Random) -> None:
         self._random = random

@@ -10,7 +10,7 @@ token is prompt tokens waiting over the speed of prefill, which here is each rep
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.weighing import cheapest
 
@@ -27,7 +27,7 @@ MAX_PENALTY: Seconds = 14.0
 class LlmDSticky:
     """A Policy."""
 
-    name = "llm_d_sticky"
+    name: Final = "llm_d_sticky"
 
     def __init__(self, random: Random) -> None:
         self._random = random

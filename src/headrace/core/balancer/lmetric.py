@@ -8,7 +8,7 @@ You Need for LLM Request Scheduling", arXiv 2603.15202).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.weighing import cheapest
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LMetric:
     """A Policy."""
 
-    name = "lmetric"
+    name: Final = "lmetric"
 
     def __init__(self, random: Random) -> None:
         self._random = random

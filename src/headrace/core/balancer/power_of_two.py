@@ -7,7 +7,7 @@ Choices in Randomized Load Balancing", 2001). Requests are counted when they are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.weighing import cheapest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class PowerOfTwo:
     """A Policy."""
 
-    name = "power_of_two"
+    name: Final = "power_of_two"
 
     def __init__(self, random: Random) -> None:
         self._random = random

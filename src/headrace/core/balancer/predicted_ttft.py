@@ -27,7 +27,7 @@ talking and equal prefixes meet; prompts without a block go anywhere, by chance.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from headrace.core.balancer.candidates import as_candidates
 from headrace.core.balancer.draws import Draws, rendezvous
@@ -138,7 +138,7 @@ def costs_of(candidates: Sequence[Candidate]) -> list[StepCosts]:
 class PredictedTtft:
     """A Policy."""
 
-    name = "predicted_ttft"
+    name: Final = "predicted_ttft"
 
     def __init__(self, random: Random | None = None) -> None:
         self._random = random or Draws()

@@ -6,7 +6,7 @@ replicas that say nothing. Of equals the fewest requests win.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.policy import Choice
 from headrace.core.balancer.sent import Sent
@@ -29,7 +29,7 @@ leaves one of five without work for ever."""
 class PrefixTree:
     """A Policy."""
 
-    name = "prefix_tree"
+    name: Final = "prefix_tree"
 
     def __init__(self, random: Random) -> None:
         self._random = random

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.policy import Choice
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RandomReplica:
     """A Policy."""
 
-    name = "random"
+    name: Final = "random"
 
     def __init__(self, random: Random) -> None:
         self._random = random

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.policy import Choice
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RoundRobin:
     """A Policy. Counts on over whoever is a candidate."""
 
-    name = "round_robin"
+    name: Final = "round_robin"
 
     def __init__(self) -> None:
         self._turn = 0

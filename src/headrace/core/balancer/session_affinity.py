@@ -6,7 +6,7 @@ load: sessions that are busier than others make their replica busier.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.homes import home_key
 from headrace.core.balancer.policy import Choice
@@ -25,7 +25,7 @@ MAX_SESSIONS = 1 << 16
 class SessionAffinity:
     """A Policy. Each gateway remembers for itself."""
 
-    name = "session_affinity"
+    name: Final = "session_affinity"
 
     def __init__(self, random: Random, *, max_sessions: int = MAX_SESSIONS) -> None:
         self._random = random

@@ -11,7 +11,7 @@ which are an option there. Its tree holds text, ours digests of blocks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from headrace.core.balancer.policy import Choice
 from headrace.core.balancer.sent import Sent
@@ -31,7 +31,7 @@ BALANCE_RELATIVE = 1.1
 class SglangCacheAware:
     """A Policy."""
 
-    name = "sglang_cache_aware"
+    name: Final = "sglang_cache_aware"
 
     def __init__(self, random: Random) -> None:
         self._random = random

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import pytest
 from foreign_serving import chat, serving
 
 from headrace.core.router.events import ReplicaLost
@@ -43,6 +44,7 @@ async def test_an_answer_that_comes_after_its_attempt_was_given_up_reaches_nobod
         assert rig.count(table.GENERATIONS, "stop") == 1
 
 
+@pytest.mark.interpreted
 @async_test
 async def test_the_router_may_give_up_what_has_just_begun() -> None:
     """Its second attempt is refused: the client has some of the first one's answer."""

@@ -65,16 +65,20 @@ class Passage:
     ) -> None:
         self.request = request
         self.record = record
-        self.begun = False  # the client has got some of an answer
         self.over = False
         self.kept: Kept = NothingKept()  # what the client got of a stream
         self._give_up: Callable[[], None] | None = None  # of the current attempt
         self._exchange = exchange
         self._figures = figures
         self._ended = ended
-        self._last_at: Seconds = record.arrived_at
+        self._last_at: Seconds | None = None  # when some of an answer came last
         self._attempt: AttemptRecord | None = None  # the latest
         figures.accepted(1, request.prompt_tokens)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the client has got some of an answer."""
+        return self._last_at is not None
 
     @property
     def id(self) -> RequestId:
@@ -164,10 +168,9 @@ class Passage:
 
     def _note(self, num_events: int, now: Seconds) -> None:
         """Some of the answer is here."""
-        if self.begun:
+        if self._last_at is not None:
             self._figures.next_tokens(now - self._last_at, num_events or 1, now)
         else:
-            self.begun = True
             self.record.note_first(now - self.record.arrived_at)
             self._figures.first_token(now - self.record.arrived_at, now)
             if self._attempt is not None:
@@ -199,7 +202,7 @@ class Passage:
             completion_tokens=record.output_tokens,
             cached_tokens=record.cached_tokens,
         )
-        if record.ttft is not None:
+        if record.ttft is not None and self._last_at is not None:
             first_at = record.arrived_at + record.ttft
             record.note_choice(first_at, self._last_at, record.output_tokens)
         self._figures.billed(usage, record, now)
