@@ -36,6 +36,7 @@ ONLY_IN = {
     "torch": ("executor/torch/",),
     "ray": ("cluster/ray.py",),
     "llguidance": ("model/grammar.py",),
+    "zmq": ("server/gateway/foreign/kv_socket.py", "testing/"),
     "gguf": ("model/", "executor/", "testing/"),
 }
 ENVIRONMENT_ONLY_IN = ("config.py",)

@@ -18,6 +18,7 @@ from headrace.core.balancer.registry import build_policy
 from headrace.monitoring.logging import configure_logging
 from headrace.server.address import bind_all, check_exposure, url_of
 from headrace.server.gateway.foreign.address import parse_aliases, parse_replicas
+from headrace.server.gateway.foreign.kv_options import check_files
 from headrace.server.settings import ModelFile
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ Where they want a key, set HEADRACE_FOREIGN_API_KEY. Options of a replica, after
   weight=2      twice the load of one with 1         canary=5%   tried with that share of requests
   server=NAME   what it is, if it does not say: vllm, sglang, llamacpp, tgi, headrace
   migration=HOW what becomes of its broken streams: best_effort, exact, off
+  kv-events=tcp://HOST:5557,tokenizer=PATH,model=ID  route by what it says it has cached (vLLM,
+                SGLang); kv-replay=tcp://HOST:5558 for what was missed, block-size=16
 
 examples:
   headrace gateway --replica http://10.0.0.1:8000,weight=2 --replica http://10.0.0.2:8000
@@ -79,6 +82,7 @@ def main(args: argparse.Namespace) -> int:
     configure_logging(process="supervisor", format=config.log.format, level=config.log.level)
     replicas = parse_replicas(config.foreign.replicas)
     parse_aliases(config.foreign.aliases)  # a wrong one is told now
+    check_files(replicas)
     build_policy(config.gateway.policy)  # an unknown one is told with near names
     check_exposure(config.server)
     with ExitStack() as stack:

@@ -2,7 +2,8 @@
 headrace.monitoring.reference``); a test holds both against each other.
 
 Buckets of the times are those of the OpenTelemetry conventions for generative AI (server time to
-first token, time per output token), with longer ones for whole requests.
+first token, time per output token), with longer ones for whole requests. Long because it is one
+table.
 """
 
 from __future__ import annotations
@@ -189,6 +190,25 @@ KV_SNAPSHOTS = _counter(
     "Times that such reports were missed and the whole content was asked for.",
     "replica",
 )
+KV_EVENTS = _counter(
+    "kv_events_total",
+    "Published by a foreign replica: blocks stored, and orphaned (behind one never heard of), "
+    "events skipped, batches malformed.",
+    "replica",
+    "what",
+)
+KV_EVENT_GAPS = _counter(
+    "kv_event_gaps_total",
+    "Batches of such events were missed: and replayed, or what was known of the cache is void.",
+    "replica",
+    "what",
+)
+KV_NAMED_PROMPTS = _counter(
+    "kv_named_prompts_total",
+    "Prompts tokenised for replicas that publish KV events: named, or unnamed (as with images).",
+    "model",
+    "what",
+)
 KEYS_REFUSED = _counter(
     "keys_refused_total", "Requests refused for their API key, by error code.", "code"
 )
@@ -337,6 +357,9 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     PREFIX_INDEX_ACCURACY,
     KV_CHANGES,
     KV_SNAPSHOTS,
+    KV_EVENTS,
+    KV_EVENT_GAPS,
+    KV_NAMED_PROMPTS,
     ENGINE_RUNNING,
     ENGINE_WAITING,
     ENGINE_WAITING_TOKENS,

@@ -64,7 +64,7 @@ class Prompter:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Json]] = ()
     ) -> tuple[TokenId, ...]:
         """Return the prompt of a chat; ``tools`` as templates take them. Raises InvalidRequest."""
-        turns = [_turn(message, place) for place, message in enumerate(messages)]
+        turns = [turn(message, place) for place, message in enumerate(messages)]
         num_bytes = sum(_num_bytes(message) for message in messages)
         if tools:
             num_bytes += len(msgspec.json.encode(tools))
@@ -128,7 +128,7 @@ class Prompter:
         return tuple(tokens)
 
 
-def _turn(message: Message, place: int) -> dict[str, Json]:
+def turn(message: Message, place: int) -> dict[str, Json]:
     """Return a message as templates take it."""
     is_call = message.role == "assistant" and message.tool_calls
     if message.tool_calls and not is_call:

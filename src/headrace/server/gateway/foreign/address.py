@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.errors import UsageError
 from headrace.server.gateway.foreign.config import ForeignReplica, Migration
+from headrace.server.gateway.foreign.kv_options import KV_OPTIONS, check_alone, check_together
 from headrace.server.gateway.foreign.servers import Server
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def parse_replicas(texts: Sequence[str]) -> tuple[ForeignReplica, ...]:
         seen[replica.name] = text
     if (total := sum(replica.canary for replica in replicas)) > 1:
         raise UsageError(f"canaries take {total:.0%} of the requests together; at most 100% can be")
+    check_together(replicas)
     if all(replica.canary for replica in replicas):
         raise UsageError("every replica is a canary; name one without canary= for the other share")
     return replicas
@@ -66,7 +68,10 @@ def parse_replica(text: str) -> ForeignReplica:
         values = {name: _OPTIONS[name](value) for name, value in given.items()}
     except ValueError as error:
         raise UsageError(f"--replica {url}: {error}") from None
-    return msgspec.structs.replace(replica, **values)
+    fields = {name.replace("-", "_"): value for name, value in values.items()}
+    replica = msgspec.structs.replace(replica, **fields)
+    check_alone(replica, given)
+    return replica
 
 
 def parse_aliases(texts: Sequence[str]) -> Mapping[str, str]:
@@ -146,6 +151,7 @@ _OPTIONS: Mapping[str, Callable[[str], object]] = {
     "canary": _share,
     "server": _server,
     "migration": _migration,
+    **KV_OPTIONS,
 }
 
 

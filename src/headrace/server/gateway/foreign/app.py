@@ -25,6 +25,7 @@ from headrace.server.gateway.foreign.endpoints import (
     PassThrough,
 )
 from headrace.server.gateway.foreign.health import ReplicaWatch
+from headrace.server.gateway.foreign.kv_building import build_kv_events
 from headrace.server.gateway.foreign.pools import ForeignReplicas, ModelPools
 from headrace.server.gateway.foreign.state import ForeignPool, ForeignState
 from headrace.server.gateway.foreign.upstream import Upstream
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.app import Outside
     from headrace.server.gateway.config import GatewayConfig
     from headrace.server.gateway.foreign.config import ForeignConfig, ForeignReplica
+    from headrace.server.gateway.foreign.kv_building import KvEvents
     from headrace.server.gateway.http.listener import Listener
     from headrace.server.gateway.routes import Keys
     from headrace.types import Seconds
@@ -59,12 +61,14 @@ class ForeignGateway:
         pools: ModelPools,
         watches: Sequence[ReplicaWatch],
         questions: Questions[ForeignPool],
+        events: KvEvents,
         ended: asyncio.Future[None],
     ) -> None:
         self.listener = listener
         self.pools = pools
         self.watches = tuple(watches)
         self.questions = questions
+        self._events = events
         self._ended = ended
 
     async def serve(self, sock: socket.socket) -> None:
@@ -83,6 +87,7 @@ class ForeignGateway:
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
+            await self._events.close()
             for pool in self.pools.pools:
                 pool.traffic.close()
             for watch in self.watches:
@@ -115,11 +120,13 @@ def build_foreign_gateway(
         if not ended.done():
             ended.set_exception(error)
 
+    events = build_kv_events(replicas, config, registry=outside.registry)
     pools = ModelPools(
         lambda model: _build_pool(model, config, journal, outside, fail),
         aliases=parse_aliases(foreign.aliases),
         cache_secret=outside.cache_secret or _draw_secret(outside),
         api_key=foreign.api_key,
+        events=events,
     )
     watches = [
         ReplicaWatch(Upstream(each, foreign, clock), pools, api_key=foreign.api_key, clock=clock)
@@ -147,7 +154,12 @@ def build_foreign_gateway(
     routes = RouteTable(build_foreign_routes(passing, ForeignModels(pools=pools), state), keys)
     listener = build_listener(config, routes, figures, outside)
     return ForeignGateway(
-        listener=listener, pools=pools, watches=watches, questions=questions, ended=ended
+        listener=listener,
+        pools=pools,
+        watches=watches,
+        questions=questions,
+        events=events,
+        ended=ended,
     )
 
 

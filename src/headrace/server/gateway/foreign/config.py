@@ -91,7 +91,9 @@ class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ``model`` is the only one of its models that is used ("": all), ``alias`` what it is called
     here, ``weight`` its capacity beside the others', ``canary`` the share of its model's requests
     that it is tried with (0: it is no canary), ``server`` what it is (None: what it says),
-    ``migration`` what becomes of its streams (None: as is set for all).
+    ``migration`` what becomes of its streams (None: as is set for all). ``kv_events`` is where it
+    publishes what it has cached ("": nowhere), ``kv_replay`` where missed events are asked for,
+    ``tokenizer`` a file of its model's, ``block_size`` tokens are a key of the prefix index.
     """
 
     name: str
@@ -105,6 +107,10 @@ class ForeignReplica(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     canary: float = 0.0
     server: Server | None = None
     migration: Migration | None = None
+    kv_events: str = ""
+    kv_replay: str = ""
+    tokenizer: str = ""
+    block_size: int = 16
 
     @property
     def url(self) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.book import Book
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.foreign.answers import Billing
+    from headrace.server.gateway.foreign.kv_names import Named
     from headrace.server.gateway.foreign.pools import ModelPool, ModelPools
     from headrace.server.gateway.foreign.scanning import RequestScan
     from headrace.server.gateway.http.exchange import Exchange
@@ -54,6 +55,27 @@ class PassThrough:
         urgency = urgency_of(SAYS_NOTHING, request.head.headers, exchange.context.principal)
         found = scan(request.body)
         pool = self.pools.resolve(found.model)
+        if pool.names is None:
+            self._pass(request, exchange, found, pool, urgency, begun_at, None)
+            return
+
+        def go_on(named: Named | None) -> None:
+            if exchange.closed:  # its client has left meanwhile
+                return
+            self._pass(request, exchange, found, pool, urgency, begun_at, named)
+
+        pool.names.name(request.body, go_on)
+
+    def _pass(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        found: RequestScan,
+        pool: ModelPool,
+        urgency: Urgency,
+        begun_at: Seconds,
+        named: Named | None,
+    ) -> None:
         text = found.text
         passed = PassedRequest(
             path=request.head.path,
@@ -62,7 +84,7 @@ class PassThrough:
             headers=_passed_fields(request, exchange.context, urgency),
             stream=found.stream is True,
             prompt_bytes=len(text),
-            prompt_tokens=pool.estimate.tokens(len(text)),
+            prompt_tokens=named.prompt_tokens if named else pool.estimate.tokens(len(text)),
         )
         record = self.book.open(
             exchange.context,
@@ -71,19 +93,28 @@ class PassThrough:
             prompt_tokens=passed.prompt_tokens,
         )
         session = found.prompt_cache_key or session_of(request.head.headers)
-        asked = self._request(pool, found, record, session)
+        asked = self._request(pool, found, record, session, named)
         self._begin(pool, passed, exchange, record, asked)
 
     def _request(
-        self, pool: ModelPool, found: RequestScan, record: RequestRecord, session: str
+        self,
+        pool: ModelPool,
+        found: RequestScan,
+        record: RequestRecord,
+        session: str,
+        named: Named | None,
     ) -> Request:
         limit = record.targets.deadline or self.request_timeout
-        root = self.pools.root(pool, record.tenant, found.cache_salt)
+        if named is not None:
+            root, chain = named.root, named.chain
+        else:
+            root = self.pools.root(pool, record.tenant, found.cache_salt)
+            chain = name_chunks(root, found.text) if pool.names is None else ()
         return Request(
             id=RequestId(record.id),
             prompt=(),
             max_tokens=found.output_limit or _USUAL_OUTPUT,
-            chain=name_chunks(root, found.text),
+            chain=chain,
             chain_root=root,
             deadline=record.arrived_at + min(limit, self.request_timeout),
             tenant=record.tenant,

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
     from headrace.core.router.machine import Router
     from headrace.server.gateway.foreign.cards import ModelCard
+    from headrace.server.gateway.foreign.kv_building import KvEvents
+    from headrace.server.gateway.foreign.kv_names import TokenNames
     from headrace.server.gateway.foreign.passage import Passage
     from headrace.server.gateway.foreign.upstream import Upstream
     from headrace.server.gateway.traffic import Traffic
     from headrace.server.links import ReplicaLink
-    from headrace.types import Request, RequestId, Seconds
+    from headrace.types import Request, RequestId, Seconds, Tokens
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,16 +75,17 @@ class ForeignReplicas:
             link.abort(request_id)
 
     def want_snapshot(self, replica: ReplicaId) -> None:
-        """Foreign replicas cannot tell what they have cached."""
+        """Foreign replicas cannot list what they have cached; kv_events.py asks for events."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ModelPool:
-    """One model's replicas and requests."""
+    """One model's replicas and requests. ``names``: how prompts are named, None: by their text."""
 
     model: str
     router: Router
     traffic: Traffic
+    names: TokenNames | None = None
     passages: dict[RequestId, Passage] = field(default_factory=dict)
     estimate: TokenEstimate = field(default_factory=TokenEstimate)
 
@@ -102,7 +105,8 @@ class ModelPool:
 class ModelPools:
     """All pools, and who is in which. ``build`` makes a Router and a Traffic for a model.
 
-    ``aliases`` are further names of models, as operators give them.
+    ``aliases`` are further names of models, as operators give them; ``events``: of replicas that
+    publish what they have cached.
     """
 
     def __init__(
@@ -112,8 +116,10 @@ class ModelPools:
         aliases: Mapping[str, str],
         cache_secret: bytes,
         api_key: str,
+        events: KvEvents,
     ) -> None:
         self._build = build
+        self._events = events
         self._aliases = aliases
         self._cache_secret = cache_secret
         self._api_key = api_key
@@ -167,14 +173,18 @@ class ModelPools:
             links.append(link)
             pool.traffic.replica_ready(
                 link,
-                _describe(replica, model),
+                _describe(replica, model, CHUNK_TOKENS if pool.names is None else pool.names.unit),
                 weight=upstream.replica.weight,
                 canary=upstream.replica.canary,
             )
+            if (follower := self._events.followers.get(replica)) is not None:
+                follower.ready(pool.traffic.feed)
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         """A replica does not answer any more, or serves something else."""
         replica = _replica_id(upstream)
+        if (follower := self._events.followers.get(replica)) is not None:
+            follower.lost()
         for link in self._links.pop(replica, ()):
             link.lose(reason)
         for model in self._cards.pop(replica, ()):
@@ -249,7 +259,9 @@ class ModelPools:
         pool = self._pools.get(model)
         if pool is None and len(self._pools) < MAX_POOLS:
             router, traffic = self._build(model)
-            pool = self._pools[model] = ModelPool(model=model, router=router, traffic=traffic)
+            pool = self._pools[model] = ModelPool(
+                model=model, router=router, traffic=traffic, names=self._events.names.get(model)
+            )
         return pool
 
 
@@ -257,13 +269,13 @@ def _replica_id(upstream: Upstream) -> ReplicaId:
     return ReplicaId(upstream.replica.name)
 
 
-def _describe(replica: ReplicaId, model: str) -> ReplicaDescription:
+def _describe(replica: ReplicaId, model: str, block_size: Tokens) -> ReplicaDescription:
     return ReplicaDescription(
         replica=replica,
         model_identity=model,
         vocab_size=0,
         max_model_len=_UNKNOWN_LENGTH,
-        block_size=CHUNK_TOKENS,
+        block_size=block_size,
         num_blocks=0,
         max_num_seqs=0,
         pid=0,
