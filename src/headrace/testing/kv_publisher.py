@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import zmq.asyncio
 
 _END = b"\xff" * 8
+_ANYWHERE = "tcp://127.0.0.1:*"
 
 
 class KvPublisher:
@@ -49,8 +50,8 @@ class KvPublisher:
         self._stream: zmq.asyncio.Socket | None = None
         self._answering: asyncio.Task[None] | None = None
 
-    def start(self, endpoint: str = "tcp://127.0.0.1:*") -> None:
-        """Bind; ``endpoint`` is where events are published, with * for any port."""
+    def start(self, endpoint: str = _ANYWHERE, replay: str = _ANYWHERE) -> None:
+        """Bind where events are published, and where missed ones are asked for."""
         import zmq
         import zmq.asyncio
 
@@ -61,7 +62,7 @@ class KvPublisher:
         self._stream.bind(endpoint)
         self.endpoint = self._stream.getsockopt_string(zmq.LAST_ENDPOINT)
         replays = self._context.socket(zmq.ROUTER)
-        replays.bind("tcp://127.0.0.1:*")
+        replays.bind(replay)
         self.replay_endpoint = replays.getsockopt_string(zmq.LAST_ENDPOINT)
         self._answering = asyncio.get_running_loop().create_task(self._answer(replays))
 
