@@ -45,6 +45,7 @@ class ServerStates(RuleBasedStateMachine):
         self.copies: Counter[Prefix] = Counter()  # by all tokens up to a block's end
         self.is_whole = True  # nothing was lost since the cache was known to be empty
         self.is_noticed = True  # nothing was lost since the last batch that was heard
+        self.is_late = False  # a new life of which nothing was heard
         self.blocks = ForeignBlocks(UNIT, max_blocks=1000)
         self.line = ForeignFeed(REPLICA, self.blocks)
         self.feed = Feed()  # what the Router has
@@ -55,11 +56,13 @@ class ServerStates(RuleBasedStateMachine):
         return hash((self.life, prefix))
 
     def say(self, *changes: ForeignChange, is_heard: bool = True) -> None:
+        if self.is_late and self.number == self.line.wanted:
+            self.number += 1  # that it started anew is known only by a replay, or by its health
         number, self.number = self.number, self.number + 1
         if not is_heard:
             self.is_whole = self.is_noticed = False
             return
-        self.is_noticed = True
+        self.is_noticed, self.is_late = True, False
         self.line.hear(number)
         event = self.line.take(number, changes)
         if isinstance(event, KvListed):
@@ -110,7 +113,7 @@ class ServerStates(RuleBasedStateMachine):
 
     @rule()
     def start_anew(self) -> None:
-        self.life, self.number, self.is_whole = self.life + 1, 0, True
+        self.life, self.number, self.is_whole, self.is_late = self.life + 1, 0, True, False
         self.copies.clear()
         self.say(BlocksRemoved([]))
 
@@ -119,8 +122,7 @@ class ServerStates(RuleBasedStateMachine):
         self.life, self.number = self.life + 1, 0
         self.copies.clear()
         self.say(self.stored(prompt, 0), is_heard=False)
-        if self.number == self.line.wanted:  # what only a replay, or its health, would show
-            self.number += 1
+        self.is_late = True
 
     @invariant()
     def the_index_has_what_the_server_has(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,25 @@ def test_a_listing_that_does_not_come_is_asked_for_again() -> None:
     assert WantSnapshot(R0) in router.handle(KvReported(R0, 5, (), ()), 1.0)
     assert router.handle(KvReported(R0, 6, (), ()), 5.9) == []
     assert router.handle(ReplicaBeat(R0), 6.0) == [WantSnapshot(R0)]
+
+
+def test_one_that_cannot_list_its_blocks_is_not_asked_and_taken_to_hold_what_is_sent_there() -> (
+    None
+):
+    policy = Watching()
+    facts = replace(FACTS, lists_blocks=False)
+    router = ready_router(None, R0, policy=policy, facts=facts)
+    assert router.handle(KvReported(R0, 5, KEYS[:1], ()), 1.0) == [
+        KnowledgeChanged(R0, KvKnowledge.DEGRADED, "changes 1 to 4 were missed"),
+    ]
+    assert router.handle(ReplicaBeat(R0), 9.0) == []
+    assert cached(router, policy, "a") == {"r0": 16}
+    assert cached(router, policy, "b") == {"r0": 64}
+    router.handle(KvReported(R0, 6, (), KEYS[2:]), 1.0)  # what it says is truer
+    assert cached(router, policy, "c") == {"r0": 32}
+    router.handle(KvListed(R0, 7, KEYS[:1]), 1.0)
+    assert cached(router, policy, "d") == {"r0": 16}
+    assert cached(router, policy, "e") == {"r0": 16}  # it is known again: nothing is assumed
 
 
 def test_what_was_said_before_changes_nothing() -> None:

@@ -27,6 +27,7 @@ class ReplicaFacts:
     role: Role = Role.MIXED
     lends_at: str = ""  # where other replicas may fetch blocks; "": it neither lends nor fetches
     peer_block_seconds: Seconds = 0.0  # first guess of what a block takes to come from another
+    lists_blocks: bool = True  # asked, it tells of all blocks that it has
 
 
 @dataclass(slots=True, kw_only=True)

@@ -47,15 +47,22 @@ class Feed:
     """Follows one replica's changes, numbered from 1 in each of its lives (``epoch``).
 
     ``number`` is the highest that was heard of. With a gap nothing but a listing at least as new
-    as that makes it whole again, since whatever comes late is not taken.
+    as that makes it whole again, since whatever comes late is not taken. A replica that does not
+    ``list`` its blocks is not asked: it says of itself when it knows what it has.
     """
 
-    def __init__(self, epoch: int = 0) -> None:
+    def __init__(self, epoch: int = 0, *, lists: bool = True) -> None:
+        self.lists = lists
         self.epoch = epoch
         self.number = 0
         self.is_heard = False
         self.missed = ""  # what was, empty unless there is a gap
-        self.asks_at: Seconds = -inf  # when a listing is to be asked for, with a gap
+        self.asks_at = self._at_once  # when a listing is to be asked for, with a gap
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether nothing was heard, or something missed that cannot be asked for."""
+        return not self.is_heard or (bool(self.missed) and not self.lists)
 
     def change(self, epoch: int, number: int) -> Heard:
         """Take the number of a change."""
@@ -75,7 +82,7 @@ class Feed:
         if is_older and not self.missed:
             return Heard.OLD
         self._enter(epoch)
-        self.asks_at = -inf  # this was the answer
+        self.asks_at = self._at_once  # this was the answer
         if not is_older:
             self.number = number
             self.missed = ""
@@ -98,9 +105,13 @@ class Feed:
         """Go on in this life; return whether it is new here."""
         if self.is_heard and epoch == self.epoch:
             return False
-        self.epoch, self.number, self.missed, self.asks_at = epoch, 0, "", -inf
+        self.epoch, self.number, self.missed, self.asks_at = epoch, 0, "", self._at_once
         self.is_heard = True
         return True
+
+    @property
+    def _at_once(self) -> Seconds:
+        return -inf if self.lists else inf
 
     def _miss(self, what: str) -> None:
         if not self.missed:

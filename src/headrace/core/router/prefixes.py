@@ -6,10 +6,10 @@ Changes are numbered from 1 in each life of a replica::
                                             EXACT <--listing, or right again--'
 
 A replica of which nothing was heard is taken to hold the latest prompts sent there. After a gap
-its entries are kept, since most are still true, and a listing is asked for; until it is there (few
-foreign servers can give one), it is taken to hold what is sent there too. What a replica says
-that it found in its cache is held against what was predicted: where claims prove too large, they
-are believed in the measured share only, until they come true again.
+its entries are kept, since most are still true, and a listing is asked for; one that cannot give
+any (foreign servers) is taken to hold what is sent there, too. What a replica says that it found in
+its cache is held against what was predicted: where claims prove too large, they are believed in the
+measured share only, until they come true again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Prefixes:
         self._accounts[event.replica] = _Account(
             max_blocks=facts.num_blocks or ASSUMED_BLOCKS,
             block_size=facts.block_size or 1,
-            feed=Feed(event.epoch),
+            feed=Feed(event.epoch, lists=facts.lists_blocks),
         )
 
     def drop(self, replica: ReplicaId) -> None:
@@ -165,7 +165,7 @@ class Prefixes:
     def send(self, replica: ReplicaId, keys: tuple[BlockKey, ...]) -> tuple[BlockKey, ...]:
         """Note a prompt sent there; return what to give to ``index.unexpect`` later."""
         account = self._accounts[replica]
-        if not account.feed.is_heard or account.feed.missed:
+        if account.feed.is_uncertain:
             self.index.assume(replica, keys, limit=account.max_blocks)
         if not account.feed.is_heard:
             return ()

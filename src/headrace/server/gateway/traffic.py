@@ -243,4 +243,5 @@ def _facts(description: ReplicaDescription, *, weight: float, canary: float) -> 
         role=description.role,
         lends_at=description.lends_at,
         peer_block_seconds=description.peer_block_seconds,
+        lists_blocks=description.lists_blocks,
     )

@@ -279,6 +279,7 @@ def _describe(replica: ReplicaId, model: str, block_size: Tokens) -> ReplicaDesc
         num_blocks=0,
         max_num_seqs=0,
         pid=0,
+        lists_blocks=False,
     )
 
 
