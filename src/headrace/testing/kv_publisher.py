@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,9 @@ class KvPublisher:
         self.replay_endpoint = ""
         self._block_size = block_size
         self._as_arrays = as_arrays
-        self._replays = replays
         self._life = life
         self._numbers = itertools.count()
-        self._kept: list[tuple[int, bytes]] = []
+        self._kept: deque[tuple[int, bytes]] = deque(maxlen=replays)
         self._context: zmq.asyncio.Context | None = None
         self._stream: zmq.asyncio.Socket | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -120,7 +120,7 @@ class KvPublisher:
         """Publish any bytes as a batch."""
         assert self._stream is not None
         number = next(self._numbers)
-        self._kept = [*self._kept, (number, payload)][-self._replays :] if self._replays else []
+        self._kept.append((number, payload))
         if is_heard:
             await self._stream.send_multipart((b"", number.to_bytes(8, "big"), payload))
         return number
@@ -132,7 +132,7 @@ class KvPublisher:
         while True:
             asker, _, asked = await replays.recv_multipart()
             first = int.from_bytes(asked, "big")
-            for number, payload in self._kept:
+            for number, payload in tuple(self._kept):
                 if number >= first:
                     frames = (asker, b"", b"", number.to_bytes(8, "big"), payload)
                     await replays.send_multipart(frames)

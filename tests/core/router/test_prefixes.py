@@ -157,7 +157,8 @@ def test_one_that_cannot_list_its_blocks_is_not_asked_and_taken_to_hold_what_is_
 ):
     policy = Watching()
     facts = replace(FACTS, lists_blocks=False)
-    router = ready_router(None, R0, policy=policy, facts=facts)
+    believing = RouterLimits(discount_claims=False)
+    router = ready_router(believing, R0, policy=policy, facts=facts)
     assert router.handle(KvReported(R0, 5, KEYS[:1], ()), 1.0) == [
         KnowledgeChanged(R0, KvKnowledge.DEGRADED, "changes 1 to 4 were missed"),
     ]

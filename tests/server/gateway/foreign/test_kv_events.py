@@ -197,8 +197,8 @@ async def test_without_a_replay_what_was_known_is_void_and_learned_anew(tmp_path
         assert row.index == "degraded"
         assert await stage.complete(OTHER) in {each.name for each in stage.rig.replicas}
         await publisher.publish(publisher.clear(), publisher.store(stage.tokens(OTHER)))
-        await stage.until_held(OTHER, 12)
-        assert stage.knowledge() is KvKnowledge.EXACT
+        await stage.rig.until(lambda: stage.knowledge() is KvKnowledge.EXACT)
+        assert (stage.held(OTHER), stage.held(LONG)) == (12, 0)
 
 
 @async_test
@@ -288,6 +288,9 @@ async def test_malformed_batches_are_counted_said_once_and_harm_nobody(
         assert await stage.complete(OTHER) == stage.name
         said = [each for each in caplog.records if "malformed" in each.getMessage()]
         assert len(said) == 1
+        scrape = (await stage.rig.ask("/metrics")).body.decode()
+        for metric in (table.KV_EVENTS, table.KV_EVENT_GAPS, table.KV_NAMED_PROMPTS):
+            assert f"{metric.name}{{" in scrape
 
 
 @async_test

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.book import Book
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.foreign.answers import Billing
-    from headrace.server.gateway.foreign.kv_names import Named
+    from headrace.server.gateway.foreign.kv_names import Named, TokenNames
     from headrace.server.gateway.foreign.pools import ModelPool, ModelPools
     from headrace.server.gateway.foreign.scanning import RequestScan
     from headrace.server.gateway.http.exchange import Exchange
@@ -57,14 +57,26 @@ class PassThrough:
         pool = self.pools.resolve(found.model)
         if pool.names is None:
             self._pass(request, exchange, found, pool, urgency, begun_at, None)
-            return
+        else:
+            self._name(pool.names, request, exchange, found, pool, urgency, begun_at)
+
+    def _name(
+        self,
+        names: TokenNames,
+        request: HttpRequest,
+        exchange: Exchange,
+        found: RequestScan,
+        pool: ModelPool,
+        urgency: Urgency,
+        begun_at: Seconds,
+    ) -> None:
+        """Begin a passage when its prompt is tokenised, unless its client has left by then."""
 
         def go_on(named: Named | None) -> None:
-            if exchange.closed:  # its client has left meanwhile
-                return
-            self._pass(request, exchange, found, pool, urgency, begun_at, named)
+            if not exchange.closed:
+                self._pass(request, exchange, found, pool, urgency, begun_at, named)
 
-        pool.names.name(request.body, go_on)
+        names.name(request.body, go_on)
 
     def _pass(
         self,
