@@ -77,7 +77,7 @@ def load_server_words(path: Path) -> ServerWords:
     """Read a model's directory, its ``tokenizer.json``, or a GGUF file. Raises ModelFileError."""
     if path.is_dir():
         return _from_directory(path / TOKENIZER_FILE)
-    if path.suffix == ".json":
+    if path.suffix.lower() != ".gguf":
         return _from_directory(path)
     model = load_text_model(path)
     tokenizer = model.tokenizer

@@ -151,7 +151,7 @@ class Following:
     async def _replay(self) -> bool:
         """Take a replay; False: it shows another process, and must be asked for anew."""
         line, first = self._line, self._line.asks_from
-        is_proved = line.wanted == 0
+        is_first = is_proved = line.wanted == 0
         async with aclosing(self._socket.replay(first)) as batches:
             async for batch in batches:
                 if batch.number is None:
@@ -163,7 +163,7 @@ class Following:
                     is_proved = True
                     self._take(batch)
                 await asyncio.sleep(0)
-        if is_proved:
+        if is_proved and not is_first:
             self._count(table.KV_EVENT_GAPS, "replayed", 1)
         return True
 
