@@ -44,7 +44,6 @@ class ReplicaDescription:
     role: Role = Role.MIXED
     lends_at: str = ""  # where it lends blocks; "": it neither lends nor fetches
     peer_block_seconds: Seconds = 0.0  # first guess of what a block from a neighbour takes
-    lists_blocks: bool = True  # it answers want_snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,15 +128,16 @@ class Traffic:
         *,
         weight: float = 1.0,
         canary: float = 0.0,
+        lists_blocks: bool = True,
     ) -> None:
-        """See LinkEvents. ``weight`` and ``canary`` are as in ReplicaFacts."""
+        """See LinkEvents. What follows ``description`` is as in ReplicaFacts."""
         replica = link.replica
         refusal = self._replicas.add(link, description)
         if refusal is not None:
             log_event(_LOG, logging.ERROR, "replica is not used", replica=replica, reason=refusal)
             return
         self._figures.ready(replica)
-        facts = _facts(description, weight=weight, canary=canary)
+        facts = _facts(description, weight=weight, canary=canary, lists_blocks=lists_blocks)
         self.feed(ReplicaReady(replica, facts, description.epoch))
         limit = self._replicas.draining.get(replica)
         if limit is not None:
@@ -232,7 +233,9 @@ def _ignore(_replica: ReplicaId) -> None:
     """Nobody wants to know."""
 
 
-def _facts(description: ReplicaDescription, *, weight: float, canary: float) -> ReplicaFacts:
+def _facts(
+    description: ReplicaDescription, *, weight: float, canary: float, lists_blocks: bool
+) -> ReplicaFacts:
     return ReplicaFacts(
         block_size=description.block_size,
         num_blocks=description.num_blocks,
@@ -243,5 +246,5 @@ def _facts(description: ReplicaDescription, *, weight: float, canary: float) -> 
         role=description.role,
         lends_at=description.lends_at,
         peer_block_seconds=description.peer_block_seconds,
-        lists_blocks=description.lists_blocks,
+        lists_blocks=lists_blocks,
     )

@@ -176,6 +176,7 @@ class ModelPools:
                 _describe(replica, model, CHUNK_TOKENS if pool.names is None else pool.names.unit),
                 weight=upstream.replica.weight,
                 canary=upstream.replica.canary,
+                lists_blocks=False,
             )
             if (follower := self._events.followers.get(replica)) is not None:
                 follower.ready(pool.traffic.feed)
@@ -279,7 +280,6 @@ def _describe(replica: ReplicaId, model: str, block_size: Tokens) -> ReplicaDesc
         num_blocks=0,
         max_num_seqs=0,
         pid=0,
-        lists_blocks=False,
     )
 
 
