@@ -42,6 +42,8 @@ def batch(*events: object, rank: object = None) -> bytes:
 def test_stores_of_all_versions_are_one(event: object) -> None:
     assert read_batch(batch(event)).changes == [STORED]
     assert read_batch(msgspec.msgpack.encode([1, [event]])).changes == [STORED]
+    as_map = {"ts": 1.5, "events": [event], "data_parallel_rank": 0}
+    assert read_batch(msgspec.msgpack.encode(as_map)).changes == [STORED]
 
 
 def test_names_may_be_bytes_and_large_numbers() -> None:
@@ -89,7 +91,7 @@ def test_removals_and_clears_of_all_versions() -> None:
 def test_blocks_that_no_plain_prompt_leads_to_are_skipped(fields: dict[str, object]) -> None:
     event = {**FIELDS, "type": "BlockStored", **fields}
     assert read_batch(batch(event, ["Unheard", 1], {"type": "Of"})) == ([], 3)
-    assert read_batch(batch(["BlockRemoved", [1], "CPU"])) == ([], 1)
+    assert read_batch(batch(["BlockRemoved", [1], "CPU_PINNED"])) == ([], 1)
 
 
 def test_a_salt_belongs_to_the_first_block() -> None:

@@ -1,11 +1,11 @@
 """The bytes of KV cache events: msgpack, as vLLM and SGLang publish them.
 
-A batch is ``[seconds, events, rank]``. An event is a map with ``type`` (vLLM since 0.3x) or an
-array that begins with it (before, and SGLang); fields were added at its end from version to
-version, and more may be. Names of blocks are numbers or bytes. An event of a kind that is not
-known, of an adapter, of prompts with images, of memory below the device's, and of a cache that
-does not keep all of a prompt (sliding windows) is skipped: it says nothing that we can name.
-Sources: vllm/distributed/kv_events.py 0.9 to 0.32, sglang/srt/disaggregation/kv_events.py.
+A batch is ``[ts, events, rank]``, or the same as a map. An event is a map with ``type`` (vLLM
+0.32), or an array that begins with it (older vLLM, SGLang); fields were added at its end from
+version to version, and more may be. Names of blocks are numbers or bytes. An event of a kind that
+is not known, of an adapter, of prompts with images, of memory below the device's, and of a cache
+that does not keep all of a prompt (sliding windows) is skipped: it says nothing that we can name.
+Sources: vllm/distributed/kv_events.py, sglang/srt/disaggregation/kv_events.py.
 """
 
 from __future__ import annotations
@@ -39,8 +39,13 @@ _Token = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 _Size = Annotated[int, Meta(ge=0, le=1 << 20)]
 
 
-class _Batch(Struct, array_like=True):
-    seconds: float
+class _BatchArray(Struct, array_like=True):
+    ts: float
+    events: list[msgspec.Raw]
+
+
+class _BatchMap(Struct):
+    ts: float
     events: list[msgspec.Raw]
 
 
@@ -100,7 +105,8 @@ class _ClearedArray(_Cleared, tag="AllBlocksCleared", array_like=True):
     pass
 
 
-_decode_batch = msgspec.msgpack.Decoder(_Batch).decode
+_decode_batch_array = msgspec.msgpack.Decoder(_BatchArray).decode
+_decode_batch_map = msgspec.msgpack.Decoder(_BatchMap).decode
 _decode_array_kind = msgspec.msgpack.Decoder(_ArrayKind).decode
 _decode_map_kind = msgspec.msgpack.Decoder(_MapKind).decode
 _decode_map = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap).decode
@@ -117,8 +123,8 @@ class KvBatch(NamedTuple):
 def read_batch(payload: bytes) -> KvBatch:
     """Decode a batch. Raises ProtocolError: then nothing of it is to be believed."""
     try:
-        events = _decode_batch(payload).events
-        changes = [_change(event) for event in events]
+        decode = _decode_batch_array if _is_array(payload) else _decode_batch_map
+        changes = [_change(event) for event in decode(payload).events]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ProtocolError(f"malformed KV events: {str(error)[:_MAX_QUOTED]}") from None
     found = [change for change in changes if change is not None]
@@ -168,7 +174,7 @@ def _stored(event: _Stored) -> BlocksStored | None:
     )
 
 
-def _is_array(raw: msgspec.Raw) -> bool:
+def _is_array(raw: msgspec.Raw | bytes) -> bool:
     """Whether it is an array: by its first byte (msgpack's specification)."""
     first = bytes(memoryview(raw)[:1])
     return b"\x90" <= first <= b"\x9f" or first in (b"\xdc", b"\xdd")
