@@ -27,7 +27,7 @@ _ANYWHERE = "tcp://127.0.0.1:*"
 class KvPublisher:
     """Publishes on loopback ports of its own, from ``start`` to ``close``.
 
-    ``as_arrays``: events as SGLang and older vLLM write them. ``replays``: how many batches it
+    ``as_arrays``: events and replays as of SGLang and older vLLM. ``replays``: how many batches it
     keeps for those who missed some. ``life`` goes into all names.
     """
 
@@ -129,14 +129,15 @@ class KvPublisher:
         return [tag, *fields.items()] if not self._as_arrays else [tag, *fields.values()]
 
     async def _answer(self, replays: zmq.asyncio.Socket) -> None:
+        topic = () if self._as_arrays else (b"",)
         while True:
             asker, _, asked = await replays.recv_multipart()
             first = int.from_bytes(asked, "big")
             for number, payload in tuple(self._kept):
                 if number >= first:
-                    frames = (asker, b"", b"", number.to_bytes(8, "big"), payload)
+                    frames = (asker, b"", *topic, number.to_bytes(8, "big"), payload)
                     await replays.send_multipart(frames)
-            await replays.send_multipart((asker, b"", b"", _END, b""))
+            await replays.send_multipart((asker, b"", *topic, _END, b""))
 
 
 def _as_map(event: list[object]) -> dict[str, object]:

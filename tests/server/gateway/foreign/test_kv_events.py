@@ -154,9 +154,13 @@ async def test_what_is_evicted_is_not_counted_on(tmp_path: Path, as_arrays: bool
         assert stage.knowledge() is KvKnowledge.EXACT
 
 
+@pytest.mark.parametrize("as_arrays", [True, False])
 @async_test
-async def test_what_was_published_before_the_gateway_came_is_replayed(tmp_path: Path) -> None:
-    async with staged(tmp_path, published=(LONG, OTHER)) as stage:
+async def test_what_was_published_before_the_gateway_came_is_replayed(
+    tmp_path: Path, as_arrays: bool
+) -> None:
+    publisher = KvPublisher(as_arrays=as_arrays)
+    async with staged(tmp_path, published=(LONG, OTHER), publisher=publisher) as stage:
         await stage.until_held(LONG, 12)
         await stage.until_held(OTHER, 12)
         assert stage.knowledge() is KvKnowledge.EXACT
