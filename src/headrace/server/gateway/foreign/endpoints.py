@@ -143,7 +143,7 @@ class PassThrough:
         request: Request,
     ) -> None:
         def ended(passage: Passage, billing: Billing | None, unwanted: bool) -> None:
-            pool.release((passage.id,), unwanted=unwanted)
+            pool.release((request.id,), unwanted=unwanted)
             self.book.close(record)
             if billing is not None:
                 pool.estimate.learn(passed.prompt_bytes, billing.prompt_tokens)

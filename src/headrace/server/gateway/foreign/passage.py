@@ -80,11 +80,6 @@ class Passage:
         """Whether the client has got some of an answer."""
         return self._last_at is not None
 
-    @property
-    def id(self) -> RequestId:
-        """The client's, as the Router knows it."""
-        return RequestId(self.record.id)
-
     def hold(self, give_up: Callable[[], None]) -> None:
         """A new attempt begins; whatever one before it still brings is not wanted any more."""
         if self._give_up is not None:
@@ -189,7 +184,7 @@ class Passage:
         self.over = True
         record, attempt = self.record, self._attempt
         record.state = state
-        record.last_choice = self.id
+        record.last_choice = RequestId(record.id)
         if billing is not None:
             record.prompt_tokens = billing.prompt_tokens
             record.output_tokens = billing.output_tokens
