@@ -42,7 +42,7 @@ from headrace.core.balancer.prefix_index import PrefixIndex
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.prefixes import LOOKS, LOOKS_ASSUMED
 from headrace.core.router.requests import keys_of
-from headrace.server.gateway.foreign.scanning import CHUNK_BYTES, CHUNK_TOKENS, name_chunks
+from headrace.server.gateway.foreign.naming import CHUNK_BYTES, CHUNK_TOKENS, name_chunks
 from headrace.types import BlockKey, ReplicaId, Request, RequestId
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from headrace.errors import InvalidRequest
-from headrace.server.gateway.foreign.scanning import (
+from headrace.server.gateway.foreign.naming import (
     CHUNK_BYTES,
     MAX_CHUNKS,
     TokenEstimate,
     name_chunks,
-    scan,
 )
+from headrace.server.gateway.foreign.scanning import scan
 
 ROOT = b"r" * 32
 

@@ -13,41 +13,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-from msgspec import Struct
-
 from headrace.errors import ProtocolError
+from headrace.server.gateway.foreign.answer_json import decode_answer
 
 if TYPE_CHECKING:
+    from headrace.server.gateway.foreign.answer_json import UsageFields
     from headrace.types import Tokens
 
 _BORDER = b"\n\n"
 _DATA = b"data:"
 _DONE = b"[DONE]"
-
-
-class _PromptDetails(Struct, frozen=True):
-    cached_tokens: int | None = None
-
-
-class _Usage(Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-
-
-class _Choice(Struct, frozen=True, gc=False):
-    finish_reason: str | None = None
-
-
-class _Event(Struct, frozen=True):
-    id: str | None = None
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw()
-
-
-_decode = msgspec.json.Decoder(_Event).decode
 
 
 class Billing(NamedTuple):
@@ -131,14 +106,6 @@ def judge_whole(body: bytes) -> Billing | None:
     return None if usage is None else _billing(usage)
 
 
-def decode_answer(data: bytes) -> _Event:
-    """Return what we read of a JSON object. Raises ProtocolError."""
-    try:
-        return _decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"its JSON is broken: {str(error)[:200]}") from None
-
-
 def _cut(data: bytes) -> tuple[bytes, bytes]:
     """Return (whole events, the rest)."""
     if data.endswith(_BORDER):
@@ -149,7 +116,7 @@ def _cut(data: bytes) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
-def _billing(usage: _Usage) -> Billing:
+def _billing(usage: UsageFields) -> Billing:
     details = usage.prompt_tokens_details
     cached = details.cached_tokens if details is not None else None
     return Billing(usage.prompt_tokens, usage.completion_tokens, cached)

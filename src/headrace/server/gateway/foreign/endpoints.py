@@ -9,8 +9,9 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace.errors import ModelNotFound
+from headrace.server.gateway.foreign.naming import name_chunks
 from headrace.server.gateway.foreign.passage import Passage, PassedRequest
-from headrace.server.gateway.foreign.scanning import name_chunks, scan
+from headrace.server.gateway.foreign.scanning import scan
 from headrace.server.gateway.http.messages import Response
 from headrace.server.gateway.keeping import SESSION_FIELD, session_of
 from headrace.server.gateway.urgency import SAYS_NOTHING, urgency_of

@@ -22,7 +22,7 @@ from headrace.errors import InvalidRequest, ModelNotFound, NotReady
 from headrace.monitoring.logging import event as log_event
 from headrace.server.gateway.foreign.editing import set_fields
 from headrace.server.gateway.foreign.link import ForeignLink
-from headrace.server.gateway.foreign.scanning import CHUNK_BYTES, CHUNK_TOKENS, TokenEstimate
+from headrace.server.gateway.foreign.naming import CHUNK_BYTES, CHUNK_TOKENS, TokenEstimate
 from headrace.server.links import ReplicaDescription
 from headrace.types import ReplicaId
 

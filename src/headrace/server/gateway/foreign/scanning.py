@@ -1,13 +1,7 @@
-"""The little that a gateway reads of a request it passes on untouched, and where that leads it.
-
-The prompt is not tokenised: it is named by digests of its bytes in chunks (as they were sent, from
-their start), so that requests with a common beginning can go to one replica, and its length in
-tokens is guessed from its length in bytes.
-"""
+"""The little that a gateway reads of a request it passes on untouched."""
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -18,17 +12,7 @@ from headrace.errors import InvalidRequest
 if TYPE_CHECKING:
     from headrace.types import Tokens
 
-CHUNK_BYTES = 256
-MAX_CHUNKS = 256
-"""Of one prompt; what is longer is the same to us behind that."""
-
-CHUNK_TOKENS = 64
-"""What a chunk counts for where tokens are counted: CHUNK_BYTES at the usual 4 bytes a token."""
-
 _MAX_QUOTED_CHARS = 200
-_PRIOR_BYTES_PER_TOKEN = 4.0
-_WEIGHT = 0.05  # of one request in the moving average
-_MIN_RATIO, _MAX_RATIO = 0.25, 64.0  # images and odd encodings must not bend it for long
 
 _Limit = Annotated[int, Meta(ge=0, le=1 << 30)]
 
@@ -72,30 +56,3 @@ def scan(body: bytes | bytearray) -> RequestScan:
         raise InvalidRequest(str(error)[:_MAX_QUOTED_CHARS]) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"malformed JSON: {str(error)[:_MAX_QUOTED_CHARS]}") from None
-
-
-def name_chunks(root: bytes, text: bytes) -> tuple[bytes, ...]:
-    """Return the digests of the full chunks of ``text``, each chained to the one before."""
-    digests: list[bytes] = []
-    parent = root
-    for end in range(CHUNK_BYTES, min(len(text), MAX_CHUNKS * CHUNK_BYTES) + 1, CHUNK_BYTES):
-        parent = sha256(parent + text[end - CHUNK_BYTES : end]).digest()
-        digests.append(parent)
-    return tuple(digests)
-
-
-class TokenEstimate:
-    """How many tokens a prompt has, learned from what replicas say of others."""
-
-    def __init__(self) -> None:
-        self.bytes_per_token = _PRIOR_BYTES_PER_TOKEN
-
-    def tokens(self, num_bytes: int) -> Tokens:
-        """Guess, at least 1."""
-        return max(1, round(num_bytes / self.bytes_per_token))
-
-    def learn(self, num_bytes: int, prompt_tokens: Tokens) -> None:
-        """A prompt of ``num_bytes`` had so many tokens."""
-        if prompt_tokens > 0 and num_bytes > 0:
-            ratio = min(max(num_bytes / prompt_tokens, _MIN_RATIO), _MAX_RATIO)
-            self.bytes_per_token += _WEIGHT * (ratio - self.bytes_per_token)

@@ -175,10 +175,14 @@ class Upstream:
         replica, limit = self.replica, self.config.connect_timeout
         tls = _tls_context() if replica.tls else None
         self.num_connects += 1
+        connection = _Connection(self)
         try:
             async with asyncio.timeout(limit):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: _Connection(self), replica.host, replica.port, ssl=tls
+                await asyncio.get_running_loop().create_connection(
+                    lambda: cast("asyncio.Protocol", connection),
+                    replica.host,
+                    replica.port,
+                    ssl=tls,
                 )
         except TimeoutError:
             call.fail(f"no connection within {limit:g} s")
@@ -219,8 +223,8 @@ class Upstream:
             connection.sweep(now)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: kept, or with a call."""
+class _Connection:
+    """One connection: kept, or with a call. An asyncio.Protocol in all but its base."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -282,6 +286,15 @@ class _Connection(asyncio.Protocol):
             self._read(call, data)
         except ProtocolError as error:
             self._fail(str(error))
+
+    def eof_received(self) -> None:
+        """It sends no more: the transport closes, and ``connection_lost`` follows."""
+
+    def pause_writing(self) -> None:
+        """It reads slowly; requests are bounded in size, and one is under way at most."""
+
+    def resume_writing(self) -> None:
+        """It reads again."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It ends a body without length, or breaks a call off."""

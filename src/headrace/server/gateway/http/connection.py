@@ -12,7 +12,6 @@ leaves is still noticed at once. A client that half-closes counts as gone.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 from enum import Enum, auto
@@ -25,6 +24,7 @@ from headrace.server.gateway.http.messages import ResponseContext, encode_respon
 from headrace.server.gateway.http.reading import Phase, RequestReader
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from headrace.clock import Clock
@@ -96,8 +96,11 @@ class State(Enum):
 _ANSWERING = (State.OPEN, State.LEAVING, State.RESERVED, State.RETIRING)
 
 
-class Connection(asyncio.Protocol):
-    """HTTP/1.0 and 1.1. The transport and the listener call it; so does the open exchange."""
+class Connection:
+    """HTTP/1.0 and 1.1. The transport and the listener call it; so does the open exchange.
+
+    An asyncio.Protocol in all but its base, which would keep the class from being compiled.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from headrace.clock import unix_time
 from headrace.errors import RequestError
@@ -80,7 +80,7 @@ class Listener:
         """Accept connections on a bound socket."""
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: Connection(self), sock=sock, backlog=_ACCEPT_BACKLOG
+            lambda: cast("asyncio.Protocol", Connection(self)), sock=sock, backlog=_ACCEPT_BACKLOG
         )
         self._servers.append(server)
         if self._timer is None:

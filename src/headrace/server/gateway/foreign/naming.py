@@ -1,0 +1,52 @@
+"""What a prompt that nobody tokenised is called, and how long it is thought to be.
+
+It is named by digests of its bytes in chunks (as they were sent, from their start), so that
+requests with a common beginning can go to one replica, and its length in tokens is guessed from
+its length in bytes.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.types import Tokens
+
+CHUNK_BYTES = 256
+MAX_CHUNKS = 256
+"""Of one prompt; what is longer is the same to us behind that."""
+
+CHUNK_TOKENS = 64
+"""What a chunk counts for where tokens are counted: CHUNK_BYTES at the usual 4 bytes a token."""
+
+_PRIOR_BYTES_PER_TOKEN = 4.0
+_WEIGHT = 0.05  # of one request in the moving average
+_MIN_RATIO, _MAX_RATIO = 0.25, 64.0  # images and odd encodings must not bend it for long
+
+
+def name_chunks(root: bytes, text: bytes) -> tuple[bytes, ...]:
+    """Return a digest for each full chunk of ``text``: of ``root`` and all up to its end."""
+    digests: list[bytes] = []
+    state = sha256(root)
+    for end in range(CHUNK_BYTES, min(len(text), MAX_CHUNKS * CHUNK_BYTES) + 1, CHUNK_BYTES):
+        state.update(text[end - CHUNK_BYTES : end])
+        digests.append(state.copy().digest())
+    return tuple(digests)
+
+
+class TokenEstimate:
+    """How many tokens a prompt has, learned from what replicas say of others."""
+
+    def __init__(self) -> None:
+        self.bytes_per_token = _PRIOR_BYTES_PER_TOKEN
+
+    def tokens(self, num_bytes: int) -> Tokens:
+        """Guess, at least 1."""
+        return max(1, round(num_bytes / self.bytes_per_token))
+
+    def learn(self, num_bytes: int, prompt_tokens: Tokens) -> None:
+        """A prompt of ``num_bytes`` had so many tokens."""
+        if prompt_tokens > 0 and num_bytes > 0:
+            ratio = min(max(num_bytes / prompt_tokens, _MIN_RATIO), _MAX_RATIO)
+            self.bytes_per_token += _WEIGHT * (ratio - self.bytes_per_token)
