@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import secrets
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from headrace.server.gateway.descriptors import fitted, raise_limit
 from headrace.server.gateway.foreign.app import build_foreign_gateway
 from headrace.server.gateway.handover import Together
 from headrace.server.keys import open_keys
+from headrace.server.process_tuning import pooled_bits, settle_memory
 
 if TYPE_CHECKING:
     from headrace.messages import Member
@@ -53,8 +52,7 @@ async def serve_foreign(process: GatewayProcess, parent: Parent, stop: asyncio.E
         asyncio.create_task(keys.follow()),
         asyncio.create_task(_drain(gateway, process, stop)),
     ]
-    gc.collect()
-    gc.freeze()  # what is here now stays: collections need not look at it again
+    settle_memory()
     try:
         with together.serving(gateway.listener, stop, door):
             parent.report(Ready(model=""))
@@ -82,7 +80,7 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys, peers: Peers) 
         keys=keys,
         outside=Outside(
             MonotonicClock(),
-            secrets.randbits,
+            pooled_bits(),
             registry,
             name=process.name,
             journal=journal,

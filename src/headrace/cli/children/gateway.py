@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import secrets
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +24,7 @@ from headrace.server.gateway.descriptors import fitted, raise_limit
 from headrace.server.gateway.handover import Together
 from headrace.server.gateway.pool import pool_report
 from headrace.server.keys import open_keys
+from headrace.server.process_tuning import pooled_bits, settle_memory
 from headrace.server.settings import GatewayProcess
 from headrace.server.transport.link import EngineLink
 
@@ -74,8 +73,7 @@ async def _serve(process: GatewayProcess, parent: Parent, stop: asyncio.Event) -
     serving = asyncio.create_task(gateway.serve(listening))
     stopping = asyncio.create_task(_drain(gateway, process.drain_seconds, stop))
     following = asyncio.create_task(keys.follow())
-    gc.collect()
-    gc.freeze()  # what is here now stays: collections need not look at it again
+    settle_memory()
     try:
         with together.serving(gateway.listener, stop, control):
             parent.report(Ready(model=process.served_name))
@@ -109,7 +107,7 @@ def _build(process: GatewayProcess, journal: Journal, keys: Keys, peers: Peers) 
         keys=keys,
         outside=Outside(
             MonotonicClock(),
-            secrets.randbits,
+            pooled_bits(),
             registry,
             name=process.name,
             journal=journal,

@@ -201,6 +201,7 @@ class Passage:
             first_at = record.arrived_at + record.ttft
             record.note_choice(first_at, self._last_at, record.output_tokens)
         self._figures.billed(usage, record, now)
-        if unwanted and self._give_up is not None:
-            self._give_up()
+        give_up, self._give_up = self._give_up, None
+        if unwanted and give_up is not None:
+            give_up()
         self._ended(self, billing, unwanted)

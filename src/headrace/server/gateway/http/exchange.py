@@ -119,6 +119,8 @@ class Exchange:
         if self.closed:  # the connection was given up while sending
             return
         self.closed = True
-        if self.on_end is not None:
-            self.on_end(self)
+        on_end, self.on_end = self.on_end, None
+        self.on_gone = self.on_silence = None  # they know who knows this: no circles of garbage
+        if on_end is not None:
+            on_end(self)
         self._wire.finish()

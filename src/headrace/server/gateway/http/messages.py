@@ -69,25 +69,18 @@ class ResponseContext:
     principal: Principal = ANYBODY  # who asks
 
 
-class _ErrorFields(msgspec.Struct, frozen=True):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _ErrorFields
-
-
 def error_json(error: RequestError) -> bytes:
     """Return OpenAI's error body."""
     message = error.message
     if len(message) > _MAX_MESSAGE_CHARS:
         message = message[: _MAX_MESSAGE_CHARS - 1] + "\u2026"
-    return msgspec.json.encode(
-        _ErrorBody(_ErrorFields(message, error.kind, error.param, error.code))
-    )
+    fields = {
+        "message": message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.code,
+    }
+    return msgspec.json.encode({"error": fields})
 
 
 def error_response(error: RequestError) -> Response:
