@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import headrace
+from headrace.build import is_compiled
 from headrace.clock import unix_time
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Environment:
     date: str
     command: str
     headrace: str
+    compiled: bool  # its hot path
     commit: str | None
     commit_dirty: bool | None
     python: str
@@ -46,6 +48,7 @@ def describe_environment(command: Sequence[str] | None = None) -> Environment:
         date=datetime.fromtimestamp(unix_time(), UTC).isoformat(),
         command=shlex.join(hide_secrets(command if command is not None else sys.argv)),
         headrace=headrace.__version__,
+        compiled=is_compiled(),
         commit=commit,
         commit_dirty=None if status is None else bool(status),
         python=platform.python_version(),

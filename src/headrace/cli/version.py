@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from headrace import __version__
+from headrace.build import is_compiled
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def versions() -> dict[str, str | None]:
     """Return every version; None for what is not installed."""
     found: dict[str, str | None] = {
-        "headrace": __version__,
+        "headrace": f"{__version__} (compiled)" if is_compiled() else __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
