@@ -25,6 +25,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +41,7 @@ from headrace.bench.environment import describe_environment
 from headrace.testing.server_process import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 BARS = {"passthrough": 10_000, "native": 1_000}
 """Requests a second that are wanted with two gateways."""
@@ -101,20 +102,46 @@ def serving(
         environment = {**os.environ, "TMPDIR": str(directory)}
         own = 0
         if workload == "passthrough":
-            urls = [stack.enter_context(upstream()) for _ in range(NUM_REPLICAS)]
+            urls = [stack.enter_context(upstream()) for _ in range(options.replicas)]
             own = int(urls[0].rpartition(":")[2])
             for url in urls:
                 arguments += ["--replica", url]
             command = "gateway"
         else:
             environment["HEADRACE_ENGINE_SIMULATED_SPEED"] = str(options.speed)
-            arguments += ["--replicas", str(NUM_REPLICAS), "--max-num-seqs", "256"]
+            arguments += ["--replicas", str(options.replicas), "--max-num-seqs", "256"]
             arguments = [f"simulated:{options.model}", *arguments]
             command = "serve"
         server = stack.enter_context(
             running_server(*arguments, environment=environment, command=command)
         )
         yield server.port, key, own
+
+
+def run_client(job: Job) -> Outcome:
+    """Run a client process."""
+    done = subprocess.run(
+        [sys.executable, str(CLIENT)],
+        input=msgspec.json.encode(job),
+        capture_output=True,
+        check=True,
+        timeout=job.seconds + 60,
+    )
+    return msgspec.json.decode(done.stdout, type=Outcome)
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the outcome of several clients: sums, and of their percentiles the worst."""
+    added = {
+        name: sum(getattr(each, name) for each in outcomes)
+        for name in ("sent", "answered", "errors", "reads")
+    }
+    worst = {
+        name: max(getattr(each, name) for each in outcomes)
+        for name in ("seconds", "p50_ms", "p99_ms", "max_ms", "first_p50_ms", "first_p99_ms")
+    }
+    first = next((each.first_error for each in outcomes if each.first_error), "")
+    return Outcome(first_error=first, **added, **worst)
 
 
 class Bench:
@@ -129,20 +156,17 @@ class Bench:
 
     def run(self, rate: float, seconds: float, port: int | None = None) -> Outcome:
         """Send at a rate; return what came."""
+        clients = self._options.clients
         job = Job(
             port=port or self.port,
-            connections=self._options.connections,
-            rate=rate,
+            connections=max(1, self._options.connections // clients),
+            rate=rate / clients,
             seconds=seconds,
             requests=self._requests,
             streamed=self._streamed,
         )
-        command = [sys.executable, str(CLIENT)]
-        limit = seconds + 60
-        done = subprocess.run(
-            command, input=msgspec.json.encode(job), capture_output=True, check=True, timeout=limit
-        )
-        return msgspec.json.decode(done.stdout, type=Outcome)
+        with ThreadPoolExecutor(clients) as pool:
+            return together(list(pool.map(run_client, [job] * clients)))
 
     def holds(self, rate: float, seconds: float) -> Outcome | None:
         """Try a rate; return the outcome if it is sustained."""
@@ -235,7 +259,9 @@ def main() -> int:
     add("--seconds", type=float, default=60.0, help="that the result is held")
     add("--rate", type=float, default=0.0, help="only this rate, whatever comes of it")
     add("--trial", type=float, default=TRIAL_S, help="seconds of a trial")
-    add("--connections", type=int, default=64)
+    add("--connections", type=int, default=64, help="of all clients")
+    add("--clients", type=int, default=1, help="client processes, where cores are many")
+    add("--replicas", type=int, default=NUM_REPLICAS)
     add("--p99-ms", type=float, default=250.0, help="a rate with a longer p99 is not sustained")
     add("--speed", type=float, default=0.3, help="of the simulated model's steps; 0: no time")
     add("--json", type=Path, help="write all figures there")
