@@ -4,7 +4,7 @@ A prompt of 4,096 tokens, a million blocks held by 64 replicas, block keys ready
 
 - **exact**: 256 blocks of 16 tokens, named by digests of their tokens (our own replicas, which tell
   of every change);
-- **approximate**: 64 chunks of 256 bytes, named by digests of the text (foreign replicas, of
+- **approximate**: 32 chunks of 512 bytes, named by digests of the text (foreign replicas, of
   which only what was sent there is known).
 
 Each prompt is whole at one replica, and its beginning, of any length, at four others. Prompts

@@ -34,7 +34,7 @@ LOOKS = 20
 block at three different depths or so, the others at least so far."""
 
 LOOKS_ASSUMED = 7
-"""The same, where all is assumed: the longest beginning to a chunk or two of 64."""
+"""The same, where all is assumed: the longest beginning to a chunk or two of 32."""
 
 ASSUMED_BLOCKS = 31_250
 """Held by a replica that does not say how many blocks it has (the bound llm-d's router uses)."""

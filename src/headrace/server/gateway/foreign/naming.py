@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from headrace.types import Tokens
 
-CHUNK_BYTES = 256
+CHUNK_BYTES = 512
 MAX_CHUNKS = 256
 """Of one prompt; what is longer is the same to us behind that."""
 
-CHUNK_TOKENS = 64
+CHUNK_TOKENS = 128
 """What a chunk counts for where tokens are counted: CHUNK_BYTES at the usual 4 bytes a token."""
 
 _PRIOR_BYTES_PER_TOKEN = 4.0
