@@ -249,5 +249,6 @@ class Streams:
             self.queue.remove(tracked)
         else:
             self._fleet.release(tracked.attempt)
+            tracked.attempt = None  # which knows this one: nothing is left to a collector
             self._pace.note_end(now)
         self.deadlines.sweep(self.alive)

@@ -76,9 +76,10 @@ class UpstreamAttempt:
         """Nobody wants it any more. Idempotent."""
         if self.is_over:
             return
+        call = self.call
         self._close()
-        if self.call is not None:
-            self.call.cancel()
+        if call is not None:
+            call.cancel()
 
     def head(self, head: ResponseHead) -> None:
         """See Receiver."""
@@ -160,6 +161,7 @@ class UpstreamAttempt:
 
     def _close(self) -> None:
         self.is_over = True
+        self.call = None  # which knows this one
         self._reports.forget(self.id)
 
     def _succeed(self, billing: Billing | None) -> None:

@@ -204,4 +204,9 @@ class Passage:
         give_up, self._give_up = self._give_up, None
         if unwanted and give_up is not None:
             give_up()
-        self._ended(self, billing, unwanted)
+        ended, self._ended = self._ended, _nobody_asks
+        ended(self, billing, unwanted)
+
+
+def _nobody_asks(_passage: Passage, _billing: Billing | None, _unwanted: bool) -> None:
+    """It is over and said so: who was told is held no longer, so that no circle stays."""
