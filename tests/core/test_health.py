@@ -137,6 +137,18 @@ def test_a_failed_probe_is_out_for_longer_whatever_the_cap_says() -> None:
     assert health.failed(R0, 11.0, "reset") is None  # what was under way adds nothing
 
 
+def test_a_replica_is_late_sooner_once_its_steps_are_known_to_be_quicker() -> None:
+    work = Work(outstanding=1, longest_step=4.0)
+    health = FailureDetector()
+    health.add(R0, work, 0.0)
+    health.heard(R0, 0.0, report=True)
+    assert health.next_at() == 20.0
+    work.longest_step = 3.0
+    health.watch(R0, 1.0, given=False)
+    assert health.next_at() == 15.0
+    health.check_integrity()
+
+
 def test_a_replica_that_came_back_as_another_process_is_new() -> None:
     health = detector(R0, R1)
     fail(health, R0, 0.0)

@@ -136,10 +136,13 @@ class FailureDetector:
         """Return what is thought of a known replica."""
         return self._records[replica].state
 
-    def watch(self, replica: ReplicaId, now: Seconds) -> None:
-        """A replica on which no request waited was given one: from now on it must answer."""
+    def watch(self, replica: ReplicaId, now: Seconds, *, given: bool = True) -> None:
+        """A replica on which no request waited was ``given`` one: from now on it must answer.
+
+        Else what a step should take there is known anew: it may be late sooner than was thought.
+        """
         record = self._records[replica]
-        if not (record.beats or record.reports):
+        if given and not (record.beats or record.reports):
             record.patient_from = now
         self._arm(record, now)
 
