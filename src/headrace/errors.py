@@ -17,6 +17,7 @@
     |   +-- RateLimited              429 rate_limit_exceeded    retryable
     |   +-- HeadersTooLarge          431 headers_too_large
     |   +-- EngineFault              500 engine_fault
+    |   +-- PoisonRequest            500 request_rejected_poison
     |   +-- ReplicaLost              502 worker_lost            retryable
     |   +-- Overloaded               503 overloaded             retryable
     |   +-- NotReady                 503 not_ready              retryable
@@ -165,6 +166,12 @@ class EngineFault(RequestError):
     """The engine failed while it worked on this request."""
 
     code = "engine_fault"
+
+
+class PoisonRequest(RequestError):
+    """Replicas died of this request: it is not sent to another one. No retry helps."""
+
+    code = "request_rejected_poison"
 
 
 class ReplicaLost(RequestError):

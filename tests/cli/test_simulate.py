@@ -58,6 +58,7 @@ def test_failed_requests_give_exit_code_1():
         (["--window", "9:3"], "--window is '9:3'; it must be FROM:TO"),
         (["--trace", "gen:poisson?class=bulk"], "unknown class 'bulk'"),
         (["--kill", "soon"], "--kill is 'soon'; it must be NUMBER@SECONDS"),
+        (["--slow", "1x"], "--slow is '1x'; it must be NUMBERxFACTOR@SECONDS"),
         (["--gateways", "0"], "--gateways is '0'; it must be NUMBER or NUMBER@MS"),
         (["--model", "llama-3.1-70b"], "--tp 4 would fit"),
         (["--max-num-batched-tokens", "8"], "max_num_batched_tokens is 8"),

@@ -16,12 +16,14 @@ from headrace.core.balancer.policy import ReplicaFacts
 from headrace.core.balancer.registry import POLICIES, build_policy
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.events import (
+    AttemptFailed,
     CancelAt,
     Deliver,
     Dispatch,
     DrainReplica,
     Fail,
     GoOn,
+    LoadReported,
     Outputs,
     ReplicaBeat,
     ReplicaEmptied,
@@ -34,7 +36,7 @@ from headrace.core.router.events import (
 )
 from headrace.core.router.machine import Router, RouterLimits
 from headrace.machine import Tick
-from headrace.types import FinishReason, Output, ReplicaId, Request, RequestId
+from headrace.types import FinishReason, Output, ReplicaId, ReportLoad, Request, RequestId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +82,14 @@ class Play:
             replica = self._where[name]
             line = f"{name} {'ends' if end else 'draws a token'} at {replica}"
             self.tell(Outputs(replica, (output,)), line)
+
+    def where(self, name: str) -> ReplicaId:
+        """Where an attempt went."""
+        return self._where[name]
+
+    def attempt(self, name: str) -> str:
+        """The last attempt of a request."""
+        return max(each for each in self._where if each.partition("~")[0] == name)
 
     def _lines_of(self, effect: RouterEffect) -> list[str]:
         match effect:
@@ -130,10 +140,61 @@ def a_death_a_silence_and_a_drain(play: Play) -> None:
     play.tell(Tick(), "time passes", seconds=7.0)
 
 
+def a_wait_in_vain_a_failure_and_a_poison(play: Play) -> None:
+    for index in range(12):  # retries are a share of requests
+        play.ask(f"q{index}", (1000 * index, 100))
+        play.step(f"q{index}", end=True)
+    for replica in (R0, R1, R2):
+        play.tell(LoadReported(replica, load(1)), f"{replica} is idle")
+    play.ask("late", (50_000, 100))
+    where = play.where("late")
+    play.tell(LoadReported(where, load(1, waiting=1)), f"{where} has not begun it", seconds=3.0)
+    play.step(play.attempt("late"), end=True)
+    for replica in (R1, R2):
+        play.tell(DrainReplica(replica, 60.0), f"drain {replica}", seconds=5.0)
+    play.ask("unlucky", (60_000, 100))
+    failure = AttemptFailed(
+        replica=R0,
+        request_id=RequestId("unlucky"),
+        code="overloaded",
+        reason="it is full",
+        retryable=True,
+        busy_for=1.0,
+    )
+    play.tell(failure, "r0 refuses it for a second")
+    play.tell(Tick(), "time passes", seconds=1.0)
+    play.tell(Tick(), "time passes")
+    play.tell(ReplicaLost(R0, "killed"), "r0 is killed")
+    play.tell(ReplicaReady(R0, FACTS), "r0 is back")
+    play.tell(ReplicaLost(R0, "killed"), "r0 is killed")
+    play.tell(ReplicaReady(R0, FACTS), "r0 is back")
+    play.ask("again", (60_000, 100))
+
+
+def load(step: int, *, waiting: int = 0) -> ReportLoad:
+    return ReportLoad(
+        step=step,
+        running=0,
+        waiting=waiting,
+        waiting_tokens=100 * waiting,
+        kv_blocks_total=512,
+        kv_blocks_free=512,
+        kv_blocks_cached=0,
+        prompt_tokens_total=0,
+        cached_tokens_total=0,
+        output_tokens_total=0,
+        discarded_tokens_total=0,
+        preemptions_total=0,
+        step_seconds_total=0.0,
+        computed_tokens_total=0,
+    )
+
+
 SCENARIOS: tuple[Callable[[Play], None], ...] = (
     chats_with_a_shared_beginning,
     long_prompts_among_short_ones,
     a_death_a_silence_and_a_drain,
+    a_wait_in_vain_a_failure_and_a_poison,
 )
 
 

@@ -36,6 +36,7 @@ from headrace.core.router.events import (
     GoOn,
     KvListed,
     KvReported,
+    LoadReported,
     Outputs,
     PeersHeard,
     ReplicaBeat,
@@ -52,6 +53,7 @@ from headrace.core.router.events import (
 from headrace.core.router.gossip import Load
 from headrace.core.router.lanes import LaneKey
 from headrace.core.router.machine import Router, RouterLimits
+from headrace.errors import PoisonRequest
 from headrace.machine import Tick
 from headrace.types import (
     BlockKey,
@@ -59,6 +61,7 @@ from headrace.types import (
     Output,
     PriorityClass,
     ReplicaId,
+    ReportLoad,
     Request,
     RequestId,
     Role,
@@ -97,6 +100,8 @@ class Client:
     place: tuple[ReplicaId, RequestId] | None = None  # the attempt that is not given up
     tokens: tuple[int, ...] = ()
     moves: int = 0
+    hedges: int = 0
+    deaths: int = 0  # of replicas that it was at
 
 
 @dataclass
@@ -117,9 +122,20 @@ class RouterStates(RuleBasedStateMachine):
         wait=st.floats(0.5, 20.0),
         migrations=st.integers(0, 3),
         policy=st.sampled_from(sorted(POLICIES)),
+        share=st.sampled_from((0.1, 1.0)),
+        pause=st.sampled_from((0.0, 0.025, 2.0)),
+        deaths=st.integers(0, 3),
     )
     def start(
-        self, waiting: int, outstanding: int, wait: float, migrations: int, policy: str
+        self,
+        waiting: int,
+        outstanding: int,
+        wait: float,
+        migrations: int,
+        policy: str,
+        share: float,
+        pause: float,
+        deaths: int,
     ) -> None:
         self.limits = RouterLimits(
             max_waiting=waiting,
@@ -128,12 +144,19 @@ class RouterStates(RuleBasedStateMachine):
             deadline_grace=1.0,
             max_migrations=migrations,
             max_failures=2,
+            retry_share=share,
+            retry_pause=pause,
+            poison_deaths=deaths,
+            hedge_after=1.5,
         )
         self.router = Router(self.limits, build_policy(policy))
         self.now = 0.0
         self.num_requests = 0
         self.num_admitted = 0
         self.num_retries = 0
+        self.num_hedges = 0
+        self.condemned: set[tuple[str, tuple[int, ...]]] = set()  # tenant and prompt
+        self.steps: dict[ReplicaId, int] = {}
         self.clients: dict[RequestId, Client] = {}  # alive
         self.engines: dict[ReplicaId, Engine] = {}  # connected
         self.states: dict[ReplicaId, ReplicaState] = {}
@@ -160,20 +183,13 @@ class RouterStates(RuleBasedStateMachine):
                 self.observe_dispatch(effect)
             case CancelAt(replica, attempt):
                 self.engines[replica].attempts.pop(attempt, None)
-            case GoOn(name, replica, _, num_tokens, planned):
-                client = self.clients[name]
-                assert client.place is not None
-                assert client.place[0] == replica
-                assert num_tokens == len(client.tokens)
-                failed = isinstance(event, AttemptFailed) and event.request_id == client.place[1]
-                self.num_retries += failed
-                client.place, client.waits_since = None, self.now
-                client.moves += not planned
+            case GoOn():
+                self.observe_move(event, effect)
             case Deliver(outputs):
                 for output in outputs:
                     self.observe_output(output)
-            case Fail(name):
-                del self.clients[name]  # KeyError: it ended twice
+            case Fail():
+                self.observe_failure(event, effect)
             case ReplicaJudged(replica, state):
                 self.states[replica] = state
             case ReplicaEmptied(replica):
@@ -183,6 +199,20 @@ class RouterStates(RuleBasedStateMachine):
                 assert self.drained == 1
             case _:
                 pass
+
+    def observe_move(self, event: RouterEvent, move: GoOn) -> None:
+        client = self.clients[move.request_id]
+        assert client.place is not None
+        assert client.place[0] == move.replica
+        assert move.num_tokens == len(client.tokens)
+        failed = isinstance(event, AttemptFailed) and event.request_id == client.place[1]
+        self.num_retries += failed
+        if move.hedged:
+            assert not client.tokens, "it had begun"
+            self.num_hedges += 1
+            client.hedges += 1
+        client.place, client.waits_since = None, self.now
+        client.moves += not move.planned
 
     def observe_dispatch(self, effect: Dispatch) -> None:
         client, request = self.clients[effect.client_id], effect.request
@@ -201,6 +231,17 @@ class RouterStates(RuleBasedStateMachine):
         engine = self.engines[effect.replica]
         engine.attempts[request.id] = request
         engine.tokens[request.id] = request.prompt
+
+    def observe_failure(self, event: RouterEvent, failure: Fail) -> None:
+        client = self.clients.pop(failure.request_id)  # KeyError: it ended twice
+        if failure.code != PoisonRequest.code:
+            return
+        known = (client.request.tenant, client.request.prompt)
+        if isinstance(event, RequestArrived):
+            assert known in self.condemned, "refused without ever having done any harm"
+        else:
+            assert 0 < self.limits.poison_deaths <= client.deaths
+            self.condemned.add(known)
 
     def observe_output(self, output: Output) -> None:
         client = self.clients[output.request_id]
@@ -251,15 +292,60 @@ class RouterStates(RuleBasedStateMachine):
 
     @rule(replica=st.sampled_from(REPLICAS), role=st.sampled_from(Role), lends=st.booleans())
     def become_ready(self, replica: ReplicaId, role: Role = Role.MIXED, lends: bool = True) -> None:
+        self.die(replica)
         self.engines[replica] = Engine()
         facts = replace(FACTS, role=role, lends_at=f"{replica}.kv" if lends else "")
         self.feed(ReplicaReady(replica, facts))
 
     @rule(replica=st.sampled_from(REPLICAS))
     def be_lost(self, replica: ReplicaId) -> None:
+        self.die(replica)
         self.feed(ReplicaLost(replica, "test"))
         self.engines.pop(replica, None)
         assert not any(c.place and c.place[0] == replica for c in self.clients.values())
+
+    def die(self, replica: ReplicaId) -> None:
+        """Whoever is there may have done it, unless the replica was told to end."""
+        if replica in self.engines and not self.engines[replica].told:
+            for client in self.clients.values():
+                client.deaths += client.place is not None and client.place[0] == replica
+
+    @precondition(lambda self: self.engines)
+    @rule(data=st.data(), waiting=st.integers(0, 6), progress=st.booleans(), slow=st.booleans())
+    def report(self, data: st.DataObject, waiting: int, progress: bool, slow: bool) -> None:
+        """An engine says how many it has not begun, and how long its steps took."""
+        replica = data.draw(st.sampled_from(sorted(self.engines)))
+        self.tell_load(replica, waiting=waiting, progress=progress, slow=slow)
+
+    @precondition(lambda self: any(c.place for c in self.clients.values()))
+    @rule(data=st.data(), seconds=st.floats(0.2, 2.0))
+    def wait_in_vain(self, data: st.DataObject, seconds: float) -> None:
+        """An engine does not begin what it has."""
+        waiting = {c.place[0] for c in self.clients.values() if c.place and not c.tokens}
+        replica = data.draw(st.sampled_from(sorted(waiting or self.engines)))
+        self.tell_load(replica, waiting=0, progress=True, slow=False)
+        self.now += seconds
+        self.tell_load(replica, waiting=6, progress=False, slow=False)
+
+    def tell_load(self, replica: ReplicaId, *, waiting: int, progress: bool, slow: bool) -> None:
+        step = self.steps[replica] = self.steps.get(replica, 0) + progress
+        load = ReportLoad(
+            step=step,
+            running=1,
+            waiting=waiting,
+            waiting_tokens=0,
+            kv_blocks_total=64,
+            kv_blocks_free=1,
+            kv_blocks_cached=0,
+            prompt_tokens_total=0,
+            cached_tokens_total=0,
+            output_tokens_total=step,
+            discarded_tokens_total=0,
+            preemptions_total=0,
+            step_seconds_total=step * (5.0 if slow else 0.01),
+            computed_tokens_total=8 * step,
+        )
+        self.feed(LoadReported(replica, load))
 
     @rule(replica=st.sampled_from(REPLICAS), changes=st.none() | st.integers(0, 6))
     def beat(self, replica: ReplicaId, changes: int | None) -> None:
@@ -420,9 +506,12 @@ class RouterStates(RuleBasedStateMachine):
     def moves_and_retries_are_bounded(self) -> None:
         if not self.num_requests:
             return
-        assert self.num_retries <= 0.1 * 3 * self.num_requests + 3
+        share = self.limits.retry_share
+        assert self.num_retries + self.num_hedges <= share * 3 * self.num_requests + 3
+        assert all(client.hedges <= 1 for client in self.clients.values())
         if not self.limits.max_migrations:
-            assert all(not c.moves or self.num_retries for c in self.clients.values())
+            kind = self.num_retries or self.num_hedges
+            assert all(not c.moves or kind for c in self.clients.values())
 
     @invariant()
     def no_engine_works_for_nobody(self) -> None:

@@ -17,10 +17,11 @@ from headrace.core.autoscaler.config import AutoscalerConfig
 from headrace.core.balancer.registry import POLICY_WORDS, build_policy
 from headrace.core.costs.roofline import Deployment, Precision
 from headrace.core.router.gossip import GOSSIP_PERIOD
+from headrace.core.router.limits import RouterLimits
 from headrace.core.scheduler.config import SchedulerConfig
 from headrace.errors import UsageError
 from headrace.twin.cluster import build_cluster
-from headrace.twin.config import Kill, Pool, SimulationConfig
+from headrace.twin.config import Kill, Pool, SimulationConfig, Slow
 from headrace.twin.figures import figures_of, to_json
 from headrace.twin.groups import Window
 from headrace.twin.hardware import GPUS
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
 MAX_REPLICAS = 4096
 _BAR = 30
 _EPILOG = """\
-traces: Azure's CSV or Mooncake's JSON lines (.gz or not; docs/twin.md), or a workload:
-  gen:poisson?rate=4&prompt=512  gen:shared-prefix?groups=16&prefix=2048  gen:sessions?turns=4&..
-each with class, tenant, weight, ttft_ms, itl_ms, deadline_ms of its requests: FILE?class=batch&...
+traces: Azure's CSV, Mooncake's JSON lines, gen:poisson, gen:shared-prefix, gen:sessions (docs/twin)
 examples:
   headrace simulate --trace gen:poisson?rate=40 --gpu l4 --replicas 2 --autoscale 2:16 --kill 1@20s
   headrace simulate --trace 'gen:poisson?class=interactive&ttft_ms=500' --trace a.csv?class=batch
@@ -81,13 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target-ttft", type=_positive, default=1.0, metavar="S", help="of scaling (1)")
     add("--start-seconds", type=_natural, default=40.0, metavar="S", help="of a replica (40)")
     add("--kv-bandwidth", type=_natural, default=0.0, metavar="GB/S", help="for KV blocks (0)")
-    add(
-        "--kill",
-        action="append",
-        default=[],
-        metavar="N@T",
-        help="replica N dies at T, e.g. 3@120s",
-    )
+    _add_faults(add)
     add(
         "--rate",
         type=_positive,
@@ -111,6 +104,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jitter-ms", type=_natural, default=0.0, metavar="MS", help="at random on top (0)")
     add("--timeout", type=_positive, default=600.0, metavar="S", help="of a request (600)")
     add("--json", metavar="FILE", help="write all figures there; - is standard output")
+
+
+def _add_faults(add: Callable[..., object]) -> None:
+    add(
+        "--kill",
+        action="append",
+        default=[],
+        metavar="N@T",
+        help="replica N dies at T, e.g. 3@120s",
+    )
+    add(
+        "--slow",
+        action="append",
+        default=[],
+        metavar="NxF@T",
+        help="replica N is F times slower from T on: 1x20@60s",
+    )
+    add(
+        "--hedge-after", type=_natural, default=2.0, metavar="X", help="see gateway.hedge_after (2)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -168,6 +181,8 @@ def config_from(args: argparse.Namespace) -> SimulationConfig:
         network=Delay(seconds=args.delay_ms / 1000, jitter=args.jitter_ms / 1000),
         kv_bandwidth=args.kv_bandwidth * 1e9,
         kills=tuple(_kill(text) for text in args.kill),
+        slows=tuple(_slow(text) for text in args.slow),
+        router=RouterLimits(max_waiting=4096, max_wait=600.0, hedge_after=args.hedge_after),
         request_timeout=args.timeout,
         concurrency=args.concurrency,
         window=_window(args.window),
@@ -217,6 +232,13 @@ def _kill(text: str) -> Kill:
     if match is None:
         raise UsageError(f"--kill is {text!r}; it must be NUMBER@SECONDS, e.g. 3@120s")
     return Kill(replica=int(match[1]), at=float(match[2]))
+
+
+def _slow(text: str) -> Slow:
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4}(?:\.\d{1,9})?)@(\d{1,9}(?:\.\d{1,9})?)s?", text)
+    if match is None or float(match[2]) <= 0:
+        raise UsageError(f"--slow is {text!r}; it must be NUMBERxFACTOR@SECONDS, e.g. 1x20@60s")
+    return Slow(replica=int(match[1]), factor=float(match[2]), at=float(match[3]))
 
 
 def _run(config: SimulationConfig, trace: Trace) -> Figures:

@@ -154,6 +154,11 @@ RETRIES = _counter(
     "Requests sent elsewhere before their first token, by the replica they left.",
     "replica",
 )
+HEDGES = _counter(
+    "hedges_total",
+    "Requests moved because they waited far longer than predicted, by the replica they left.",
+    "replica",
+)
 ROUTER_FAILURES = _counter(
     "router_failures_total", "Generations that the router gave up, by error code.", "code"
 )
@@ -348,6 +353,7 @@ GATEWAY_TABLE: tuple[Metric, ...] = (
     MIGRATIONS,
     HANDOVERS,
     RETRIES,
+    HEDGES,
     ROUTER_FAILURES,
     POLICY_FALLBACKS,
     TTFT_RATIO,

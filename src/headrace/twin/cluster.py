@@ -141,6 +141,9 @@ class Cluster:
         for kill in config.kills:
             name = ReplicaId(f"r{kill.replica}")
             simulator.call_at(kill.at, partial(self.pool.kill, name), Source.PEER)
+        for slow in config.slows:
+            name = ReplicaId(f"r{slow.replica}")
+            simulator.call_at(slow.at, partial(self.pool.slow, name, slow.factor), Source.PEER)
         simulator.call_every(config.beat_period, self._beat)
         simulator.call_every(config.load_period, self._report)
         if config.gossip_period is not None and config.gateways > 1:
@@ -201,7 +204,11 @@ def build_cluster(config: SimulationConfig, trace: Trace) -> Cluster:
     gossips = [Gossip(f"g{index}") for index in range(config.gateways)]
     launcher.gateways = [
         SimulatedGateway(
-            Router(config.router, build_policy(config.policy, config.seed + index)),
+            Router(
+                config.router,
+                build_policy(config.policy, config.seed + index),
+                seed=config.seed + index,
+            ),
             clients.ledger,
             name=gossip.life,
             simulator=simulator,

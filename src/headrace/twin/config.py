@@ -27,6 +27,16 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """From ``at`` seconds on every step of that replica takes ``factor`` times as long (a gray
+    failure): it beats, it answers, and nobody is told. A new life of it is as quick as ever."""
+
+    replica: int
+    factor: float
+    at: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """How many replicas, and what a life of one is like."""
 
@@ -72,6 +82,7 @@ class SimulationConfig:
     network: Delay = field(default_factory=Delay)
     kv_bandwidth: float = 0.0  # bytes a second between two replicas, for KV blocks; 0: none move
     kills: tuple[Kill, ...] = ()
+    slows: tuple[Slow, ...] = ()
     request_timeout: Seconds = 600.0  # as a gateway's default
     beat_period: Seconds = 0.5
     load_period: Seconds = 0.25  # between two reports of a gateway to the controller

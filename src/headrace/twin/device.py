@@ -5,6 +5,7 @@ Steps run one after the other and take as long as the executor says; nothing wai
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.core.scheduler.events import EngineEffect, Execute, StepDone
@@ -40,6 +41,7 @@ class SimulatedDevice:
         self._now = now
         self._feed_at = feed_at
         self._free_at: Seconds = float("-inf")
+        self.slowness = 1.0  # how many times as long a step takes as the executor says
         self.busy_seconds: Seconds = 0.0
         self.num_steps = 0
 
@@ -47,6 +49,8 @@ class SimulatedDevice:
         """Run a step at once, and tell its end when it would have come."""
         if isinstance(effect, Execute):
             result = self._executor.execute(effect.plan)
+            if self.slowness != 1.0:
+                result = replace(result, seconds=self.slowness * result.seconds)
             self._free_at = max(self._free_at, self._now()) + result.seconds
             self.busy_seconds += result.seconds
             self.num_steps += 1

@@ -57,6 +57,7 @@ class SetupFigures(Struct, frozen=True, kw_only=True):
     start_seconds: float
     policy: str
     kills: list[str]
+    slows: list[str]
     delay_ms: float
     jitter_ms: float
     seed: int
@@ -121,6 +122,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     imbalance: float  # busiest replica's busy seconds over the mean
     migrations: int  # streams that went on elsewhere
     retries: int  # requests that began again elsewhere
+    hedges: int  # requests that waited in vain and were moved
     replica_seconds: float
     gpu_seconds: float
     replicas: list[ReplicaFigures]
@@ -160,6 +162,7 @@ def figures_of(cluster: Cluster, trace: Trace) -> Figures:
         imbalance=_round(max(busy) / mean_busy) if mean_busy else 1.0,
         migrations=front.migrations,
         retries=front.retries,
+        hedges=front.hedges,
         replica_seconds=_round(paid),
         gpu_seconds=_round(paid * cluster.config.deployment.tp),
         replicas=rows,
@@ -243,6 +246,7 @@ def _setup(cluster: Cluster) -> SetupFigures:
         start_seconds=pool.start_seconds,
         policy=config.policy,
         kills=[f"{kill.replica}@{kill.at:g}s" for kill in config.kills],
+        slows=[f"{slow.replica}x{slow.factor:g}@{slow.at:g}s" for slow in config.slows],
         delay_ms=config.network.seconds * 1000,
         jitter_ms=config.network.jitter * 1000,
         seed=config.seed,

@@ -100,6 +100,11 @@ class SimulatedFront:
         """The same before their first token."""
         return sum(gateway.tally.retries for gateway in self.gateways)
 
+    @property
+    def hedges(self) -> int:
+        """Requests that were moved because they waited in vain."""
+        return sum(gateway.tally.hedges for gateway in self.gateways)
+
     def choose(self) -> SimulatedGateway:
         """Return where the next connection goes."""
         if len(self.gateways) == 1:

@@ -49,6 +49,7 @@ class Tally:
     dispatched: Counter[ReplicaId] = field(default_factory=Counter)
     migrations: int = 0  # a stream went on elsewhere after tokens were delivered
     retries: int = 0  # ... before
+    hedges: int = 0  # ... before, because it waited in vain
 
 
 class Quota:
@@ -151,7 +152,8 @@ class SimulatedGateway:
                 self._ledger.fail(request_id, code, self._simulator.now)
             case GoOn():
                 self.tally.migrations += effect.num_tokens > 0
-                self.tally.retries += effect.num_tokens == 0
+                self.tally.retries += effect.num_tokens == 0 and not effect.hedged
+                self.tally.hedges += effect.hedged
             case WantSnapshot(replica):
                 self._send(replica, SnapshotWanted(self.name))
             case ReplicaEmptied(replica):

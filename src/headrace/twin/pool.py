@@ -123,6 +123,15 @@ class SimulatedPool:
             lambda: self._come_up(name, config.start_seconds),
         )
 
+    def slow(self, name: ReplicaId, factor: float) -> None:
+        """Let every step of a process take ``factor`` times as long from now on."""
+        place = self.places.get(name)
+        if place is None or place.life is None:
+            self._note(f"slow {name}", "there is no such replica now")
+            return
+        self._note(f"slow {name}", f"{factor:g} times, as was asked")
+        place.life.process.device.slowness = factor
+
     def emptied(self, name: ReplicaId) -> None:
         """No gateway has anything left at a draining replica."""
         self.driver.feed(ReplicaEmpty(name))

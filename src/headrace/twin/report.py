@@ -85,7 +85,8 @@ def _count_lines(figures: Figures) -> list[str]:
         f"cached; {_time(figures.seconds)} in all",
         f"KV caches {figures.kv_used_mean:.1%} in use on average, {figures.kv_used_max:.1%} at "
         f"most; "
-        f"{figures.migrations} migrations, {figures.retries} sent elsewhere before a first token",
+        f"{figures.migrations} migrations, {figures.retries} sent elsewhere before a first token, "
+        f"{figures.hedges} moved because they waited in vain",
         f"{figures.replica_seconds:,.0f} replica-seconds ({figures.gpu_seconds:,.0f} GPU-seconds), "
         f"{figures.busy_share:.0%} of them busy; the busiest replica {figures.imbalance:.2f} x "
         "the mean",

@@ -13,7 +13,15 @@ from headrace.core.router.events import (
     RequestArrived,
 )
 from headrace.core.router.machine import Router, RouterLimits
-from headrace.types import FinishReason, Output, ReplicaId, ReportLoad, Request, RequestId
+from headrace.types import (
+    FinishReason,
+    Output,
+    ReplicaId,
+    ReportLoad,
+    Request,
+    RequestId,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from headrace.core.balancer.policy import Policy
     from headrace.core.router.events import RouterEffect
 
+SAMPLING = SamplingParams()
 R0, R1, R2 = ReplicaId("r0"), ReplicaId("r1"), ReplicaId("r2")
 FACTS = ReplicaFacts(block_size=16, num_blocks=64, max_num_seqs=8, max_num_batched_tokens=256)
 
@@ -32,9 +41,15 @@ def request(
     max_tokens: int = 4,
     chain: tuple[bytes, ...] = (),
     prompt: tuple[int, ...] = (1, 2),
+    sampling: SamplingParams = SAMPLING,
 ) -> Request:
     return Request(
-        id=RequestId(name), prompt=prompt, max_tokens=max_tokens, deadline=deadline, chain=chain
+        id=RequestId(name),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        deadline=deadline,
+        chain=chain,
+        sampling=sampling,
     )
 
 
@@ -92,8 +107,9 @@ def ready_router(
     *replicas: ReplicaId,
     policy: Policy | None = None,
     facts: ReplicaFacts = FACTS,
+    seed: int = 0,
 ) -> Router:
-    router = Router(limits, policy)
+    router = Router(limits, policy, seed=seed)
     for replica in replicas or (R0,):
         router.handle(ReplicaReady(replica, facts), 0.0)
     return router

@@ -17,6 +17,7 @@ from headrace.machine import Tick
 from headrace.types import FinishReason, RequestId
 
 A = RequestId("a")
+AT_ONCE = RouterLimits(retry_pause=0.0)
 
 
 def test_a_retryable_failure_goes_to_a_replica_that_was_not_tried() -> None:
@@ -29,13 +30,13 @@ def test_a_retryable_failure_goes_to_a_replica_that_was_not_tried() -> None:
 
 
 def test_where_all_were_tried_one_is_tried_again() -> None:
-    router = ready_router(None, R0)
+    router = ready_router(AT_ONCE, R0)
     router.handle(arrived("a"), 0.0)
     assert places(router.handle(failed("a"), 1.0)) == [("r0", "a~2")]
 
 
 def test_a_request_is_retried_twice_and_then_fails_with_what_was_said() -> None:
-    router = ready_router(None, R0)
+    router = ready_router(AT_ONCE, R0)
     router.handle(arrived("a"), 0.0)
     router.handle(failed("a"), 1.0)
     router.handle(failed("a~2"), 2.0)
@@ -76,7 +77,7 @@ def test_a_quiet_time_does_not_pay_for_a_storm() -> None:
 
 
 def test_a_full_replica_is_left_alone_for_as_long_as_it_says() -> None:
-    router = ready_router(None, R0)
+    router = ready_router(AT_ONCE, R0)
     router.handle(arrived("a"), 0.0)
     assert places(router.handle(failed("a", busy_for=4.0), 1.0)) == []
     assert router.next_wakeup() == 5.0

@@ -103,6 +103,25 @@ async def eject(served: Served, replicas: list[ScriptedReplica]) -> None:
         assert (await talk).status == 500
 
 
+async def hedge(served: Served, other: ScriptedReplica) -> None:
+    """Ask often enough to have a budget; then one waits at the first replica in vain, and moves."""
+    served.replica.events.load(FIRST, LOAD)
+    for _ in range(12):
+        talk = asyncio.create_task(served.request("POST", CHAT, HI))
+        await served.answer_with("x")
+        await talk
+    talk = asyncio.create_task(served.request("POST", CHAT, HI))
+    await served.replica.next_request()
+    other.connect()
+    served.clock.advance(2.5)
+    served.replica.events.beat(FIRST, IDLE)
+    served.replica.events.load(FIRST, replace(LOAD, waiting=1))
+    other.say(await other.next_request(), served.encode("b"), finish=FinishReason.LENGTH)
+    assert (await talk).status == 200
+    assert served.registry.value(table.HEDGES, FIRST) == 1
+    assert served.registry.value(table.RETRIES, FIRST) == 0
+
+
 async def hand_over(served: Served, other: ScriptedReplica) -> None:
     """Ask; one replica computes the prompt, the other one goes on behind its first token."""
     for replica, role in ((served.replica, Role.PREFILL), (other, Role.DECODE)):
@@ -167,6 +186,14 @@ async def test_every_metric_of_the_table_is_in_a_live_scrape(
             talk = asyncio.create_task(served.request("POST", CHAT, HI))
             await served.answer_with("x", cached_tokens=64)
             await talk
+        scrape = await served.request("GET", "/metrics")
+        found |= {
+            family.name
+            for family in text_string_to_metric_families(scrape.body.decode())
+            if family.samples
+        }
+    async with serving(text) as served:
+        await hedge(served, beside(served))
         scrape = await served.request("GET", "/metrics")
         found |= {
             family.name

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.core.router.feasibility import soonest_first_token
 from headrace.core.router.pace import Pace, whole_seconds
-from headrace.errors import DeadlineInfeasible, NotReady, Overloaded
+from headrace.core.router.quarantine import Quarantine
+from headrace.errors import DeadlineInfeasible, NotReady, Overloaded, PoisonRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from headrace.core.router.limits import RouterLimits
     from headrace.core.router.requests import Tracked
     from headrace.core.router.waiting import WaitingQueue
-    from headrace.types import Seconds
+    from headrace.types import Request, Seconds
 
 START_SECONDS = 5.0  # to say where nobody knows how long a replica takes to start
 
@@ -26,7 +27,7 @@ class Refusal(NamedTuple):
 
     code: str
     reason: str
-    retry_after: Seconds
+    retry_after: Seconds | None
 
 
 class Admission:
@@ -34,6 +35,7 @@ class Admission:
 
     def __init__(self, limits: RouterLimits) -> None:
         self.pace = Pace()
+        self.quarantine = Quarantine()
         self._limits = limits
 
     def refusal(self, fleet: Fleet, queue: WaitingQueue, now: Seconds) -> Refusal:
@@ -46,6 +48,17 @@ class Admission:
             longest = queue.longest()
             seconds = 0.0 if longest is None else now - longest.since
         return Refusal(Overloaded.code, reason, whole_seconds(seconds, self._longest_answer))
+
+    def poison(self, request: Request, now: Seconds) -> Refusal | None:
+        """Return what to tell a request of which replicas have died lately."""
+        left = self.quarantine.left(request, now)
+        if not left:
+            return None
+        reason = (
+            "replicas died while they ran this request; it is refused for another "
+            f"{whole_seconds(left, left):.0f} s: change it, or report it to who runs this server"
+        )
+        return Refusal(PoisonRequest.code, reason, None)
 
     def infeasible(
         self, tracked: Tracked, candidates: Sequence[Candidate], fleet: Fleet, now: Seconds

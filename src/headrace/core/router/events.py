@@ -65,10 +65,11 @@ class ReplicaReady:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLost:
-    """Nothing more comes from this replica's attempts."""
+    """Nothing more comes from this replica's attempts. ``dismissed``: it was told to end."""
 
     replica: ReplicaId
     reason: str
+    dismissed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ class GoOn:
     ``num_tokens`` were delivered and are kept: more than 0 is a migration, 0 a retry, or a request
     that is placed anew because a replica has joined. ``has_begun``: an answer whose tokens nobody
     here counts (a foreign replica's) has begun, which is a migration too.
-    ``planned``: a hand-over between roles.
+    ``planned``: a hand-over between roles. ``hedged``: it waited there in vain (hedging.py).
     """
 
     request_id: RequestId  # the client's
@@ -242,6 +243,7 @@ class GoOn:
     num_tokens: Tokens
     has_begun: bool = False
     planned: bool = False
+    hedged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

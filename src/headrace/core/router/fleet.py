@@ -150,18 +150,19 @@ class Fleet:
         candidate: Candidate,
         now: Seconds,
         source: KvSource | None = None,
+        promised: Seconds | None = None,
     ) -> list[Request]:
         """Count requests with one prompt in at a replica; return what to send.
 
         The first computes the prompt's blocks or fetches them from ``source``, the others share
-        them.
+        them. ``promised``: the time to the first token that was predicted.
         """
         requests: list[Request] = []
         for tracked in group:
             if requests:
                 shared = self._tokens_of(tracked, candidate.view, len(tracked.keys))
                 candidate = Candidate(candidate.view, shared)
-            request = self._send(tracked, candidate, now)
+            request = self._send(tracked, candidate, now, promised)
             if source is not None:
                 request = replace(request, source=source)
                 # what it will find there says nothing of the index
@@ -197,7 +198,10 @@ class Fleet:
         if last is not None:
             view.costs = self.step_times.observe(event.replica, last, report)
             for replica, member in self.members.items():
-                member.view.costs = self.step_times.renewed(replica, member.view.costs)
+                costs = self.step_times.renewed(replica, member.view.costs)
+                if costs is not member.view.costs:
+                    member.view.costs = costs
+                    self._health.watch(replica, now, given=False)
         idle = report.running + report.waiting == 0
         progress = idle or last is None or report.step != last.step
         if progress:
@@ -222,7 +226,9 @@ class Fleet:
         if not self.drains.keys() <= self.members.keys():
             raise InvariantBroken("the drain of a replica that is gone")
 
-    def _send(self, tracked: Tracked, candidate: Candidate, now: Seconds) -> Request:
+    def _send(
+        self, tracked: Tracked, candidate: Candidate, now: Seconds, promised: Seconds | None
+    ) -> Request:
         view = candidate.view
         member = self.members[view.replica]
         if not member.attempts:
@@ -239,6 +245,9 @@ class Fleet:
             claimed=_claim(tracked, view.replica),
             tokens=tracked.tokens,
             renames=tracked.id if tracked.num_attempts else None,
+            sent_at=now,
+            ahead=view.prefill_tokens,
+            promised=promised,
         )
         tracked.claims = None
         tracked.attempt = member.attempts[attempt.id] = attempt

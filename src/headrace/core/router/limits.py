@@ -23,6 +23,9 @@ class RouterLimits:
     max_migrations: int = 3  # times a request survives its replica's end; 0: never
     max_retries: int = 2  # of a request whose attempts failed while their replicas live
     retry_share: float = 0.1  # retries of all requests together, in proportion to them
+    retry_pause: Seconds = 0.025  # before a request is tried again where it failed; 0: none
+    hedge_after: float = 2.0  # times the predicted time to a first token; 0: nobody is moved
+    poison_deaths: int = 2  # replicas that die of a request until it is condemned; 0: never
     refuse_infeasible: bool = True  # what asks for its first token sooner than it can come
     discount_claims: bool = True  # of the prefix index, to the share that comes true
     max_busy: Seconds = 60.0  # that a replica which says that it is full is left alone

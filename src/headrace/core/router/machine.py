@@ -36,7 +36,7 @@ from headrace.core.router.events import (
 from headrace.core.router.figures import PoolFigures, pool_figures
 from headrace.core.router.fleet import Fleet
 from headrace.core.router.limits import RouterLimits
-from headrace.core.router.oversight import Oversight
+from headrace.core.router.oversight import build_oversight
 from headrace.core.router.placing import Placer
 from headrace.core.router.requests import Tracked, keys_of
 from headrace.core.router.sharing import hear, share_of
@@ -58,7 +58,9 @@ if TYPE_CHECKING:
 class Router:
     """Decides for one gateway. A Machine (rules M1-M6)."""
 
-    def __init__(self, limits: RouterLimits | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self, limits: RouterLimits | None = None, policy: Policy | None = None, *, seed: int = 0
+    ) -> None:
         self._limits = limits or RouterLimits()
         self._health = FailureDetector(self._limits.health)
         self._fleet = Fleet(
@@ -67,8 +69,10 @@ class Router:
             discounts=self._limits.discount_claims,
         )
         self._admission = Admission(self._limits)
-        self._streams = Streams(self._limits, self._fleet, self._admission.pace)
-        self._oversight = Oversight(self._fleet, self._health, self._streams)
+        self._streams = Streams(self._limits, self._fleet, self._admission.pace, seed)
+        self._oversight = build_oversight(
+            self._limits, self._fleet, self._health, self._streams, self._admission.quarantine
+        )
         self._placer = Placer(
             self._limits,
             policy or LeastRequests(),
@@ -98,7 +102,7 @@ class Router:
     @property
     def num_waiting(self) -> int:
         """Of those, the ones that no replica has."""
-        return len(self._streams.queue)
+        return len(self._streams.queue) + len(self._streams.held)
 
     @property
     def draining(self) -> bool:
@@ -147,6 +151,8 @@ class Router:
         times = [self._streams.next_at(), self._health.next_at(), self._drain_until]
         if self._streams.queue:
             times.append(self._placer.retry_at)
+        if self._streams.held:
+            times.append(self._streams.held.next_at())
         if self._fleet.drains:
             times.extend(self._oversight.drains_due())
         return min([time for time in times if time is not None], default=None)
@@ -167,6 +173,8 @@ class Router:
 
     def _settle(self, now: Seconds, effects: list[RouterEffect]) -> None:
         """Do what time and the event at hand have made due."""
+        if self._streams.held:
+            self._oversight.resume(now)
         due = self._streams.next_at()
         if due is not None and due <= now:
             self._expire(now, effects)
@@ -181,10 +189,11 @@ class Router:
 
     def _admit(self, event: RequestArrived, now: Seconds, effects: list[RouterEffect]) -> None:
         requests, streams = event.requests, self._streams
-        refusal: Refusal | None = None
+        fits = streams.queue.fits(len(requests))
+        refusal = self._admission.poison(requests[0], now)
         if self.draining:
             refusal = Refusal(NotReady.code, "the server is shutting down", 1.0)
-        elif not streams.queue.fits(len(requests)) and (streams.queue or not self._has_room(now)):
+        elif not (refusal or fits) and (streams.queue or not self._has_room(now)):
             yielding = streams.queue.room_for(requests[0], len(requests))
             refusal = self._admission.refusal(self._fleet, streams.queue, now)
             if yielding:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 from headrace.core.health import ReplicaState
 from headrace.core.router.events import (
     DrainReplica,
+    Fail,
     KvListed,
     KvReported,
     LoadReported,
@@ -21,8 +22,11 @@ from headrace.core.router.events import (
     ReplicaReady,
     ResumeReplica,
 )
+from headrace.core.router.hedging import build_hedging
 from headrace.core.router.rebalance import surplus
 from headrace.core.router.roles import takes_over
+from headrace.core.router.suspicion import build_suspicion
+from headrace.errors import PoisonRequest
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -30,7 +34,12 @@ if TYPE_CHECKING:
     from headrace.core.health import FailureDetector, Judgement
     from headrace.core.router.events import Outputs, RouterEffect
     from headrace.core.router.fleet import Fleet
+    from headrace.core.router.hedging import Hedges
+    from headrace.core.router.limits import RouterLimits
+    from headrace.core.router.quarantine import Quarantine
+    from headrace.core.router.requests import Attempt
     from headrace.core.router.streams import Streams
+    from headrace.core.router.suspicion import Suspects
     from headrace.types import ReplicaId, Seconds
 
     Report: TypeAlias = LoadReported | LoadSeen | ReplicaBeat | KvReported | KvListed
@@ -40,27 +49,40 @@ if TYPE_CHECKING:
 class Oversight:
     """Of one Router's fleet."""
 
-    def __init__(self, fleet: Fleet, health: FailureDetector, streams: Streams) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        health: FailureDetector,
+        streams: Streams,
+        *,
+        hedging: Hedges,
+        suspicion: Suspects,
+    ) -> None:
         self._fleet = fleet
         self._health = health
         self._streams = streams
+        self._hedging = hedging
+        self._suspicion = suspicion
 
     def take(self, event: Report, now: Seconds, effects: list[RouterEffect]) -> None:
         """Take what a replica says of itself; of unknown ones nothing."""
         replica, prefixes = event.replica, self._fleet.prefixes
-        if replica not in self._fleet.members:
+        member = self._fleet.members.get(replica)
+        if member is None:
             return
         match event:
             case ReplicaBeat():
                 self.judge(self._health.beat(replica, now), now, effects)
                 if event.kv_changes is not None:
                     prefixes.latest(replica, event.kv_changes)
+                self._hedging.look(member, now, effects)
             case LoadReported():
                 progress = self._fleet.note_load(event, now)
                 judgement = self._health.heard(replica, now, report=True, progress=progress)
                 self.judge(judgement, now, effects)
+                self._hedging.look(member, now, effects)
             case LoadSeen():
-                self._fleet.members[replica].view.past_us = event.past_us
+                member.view.past_us = event.past_us
                 self._fleet.availability.look_again()
             case KvReported():
                 self._health.heard(replica, now)
@@ -82,7 +104,7 @@ class Oversight:
                 for attempt in surplus(fleet, replica):
                     effects.extend(self._streams.recall(attempt, f"{replica} has joined", now))
             case ReplicaLost():
-                self._lose(replica, event.reason, now, effects)
+                self._lose(replica, event.reason, now, effects, dismissed=event.dismissed)
             case DrainReplica():
                 if replica in fleet.members:
                     self._begin_drain(event, now, effects)
@@ -130,6 +152,11 @@ class Oversight:
         drains, members = self._fleet.drains.items(), self._fleet.members
         return [until for name, until in drains if until is not None and members[name].attempts]
 
+    def resume(self, now: Seconds) -> None:
+        """Let requests go that are held, where it is time."""
+        self._streams.back_off.resume(now)
+        self._suspicion.resume()
+
     def hand_over(self, event: Outputs, now: Seconds, effects: list[RouterEffect]) -> None:
         """Let streams go on elsewhere whose first tokens came from a replica for prompts."""
         member = self._fleet.members[event.replica]
@@ -160,14 +187,55 @@ class Oversight:
             drains[replica] = now + event.limit
 
     def _lose(
-        self, replica: ReplicaId, reason: str, now: Seconds, effects: list[RouterEffect]
+        self,
+        replica: ReplicaId,
+        reason: str,
+        now: Seconds,
+        effects: list[RouterEffect],
+        *,
+        dismissed: bool = False,
     ) -> None:
         member = self._fleet.members.get(replica)
         if member is None:
             return
         effects.append(ReplicaJudged(replica, ReplicaState.LOST, reason))
+        attempts = list(member.attempts.values())
+        if not dismissed and replica not in self._fleet.drains:
+            self._blame(attempts, reason, now, effects)
         for attempt in list(member.attempts.values()):
             effects.extend(self._streams.lose(attempt, reason, now, cancel=False))
+        self._suspicion.hold(now)
         if self._fleet.drains.get(replica) is not None:
             effects.append(ReplicaEmptied(replica))
         self._fleet.remove(replica)
+
+    def _blame(
+        self, attempts: list[Attempt], reason: str, now: Seconds, effects: list[RouterEffect]
+    ) -> None:
+        """End the request of which the replica died, if it is known."""
+        verdict = self._suspicion.note_death(attempts, now)
+        if verdict is None:
+            return
+        tracked, deaths = verdict
+        said = (
+            f"{deaths} replicas died while they ran this request (the last: {reason}); "
+            "it is not sent to another one: change it, or report it to who runs this server"
+        )
+        effects.append(self._streams.fail(tracked, Fail(tracked.id, PoisonRequest.code, said), now))
+
+
+def build_oversight(
+    limits: RouterLimits,
+    fleet: Fleet,
+    health: FailureDetector,
+    streams: Streams,
+    quarantine: Quarantine,
+) -> Oversight:
+    """Wire what a Router asks for."""
+    return Oversight(
+        fleet,
+        health,
+        streams,
+        hedging=build_hedging(limits, fleet, streams),
+        suspicion=build_suspicion(limits, streams, quarantine),
+    )

@@ -70,7 +70,9 @@ class Placer:
         if failure is not None:
             effects.append(failure)
         waited = now - group.since
-        requests = self._fleet.send(group.members.values(), candidate, now, source)
+        requests = self._fleet.send(
+            group.members.values(), candidate, now, source, choice.predicted_ttft
+        )
         for client_id, request in zip(group.members, requests, strict=True):
             effects.append(Dispatch(choice.replica, request, choice, client_id, waited))
 

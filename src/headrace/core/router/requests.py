@@ -36,6 +36,7 @@ class Tracked:
     num_attempts: int = 0
     num_losses: int = 0  # replicas that were lost or hung under it
     num_retries: int = 0
+    hedged: bool = False  # moved once because it waited in vain
     tried: tuple[ReplicaId, ...] = ()  # replicas on which it failed or was lost
     claims: dict[ReplicaId, Tokens] | None = None  # of its prompt, while it is being placed
     left: ReplicaId | None = None  # alive, with its blocks; until it is answered elsewhere
@@ -85,4 +86,7 @@ class Attempt:
     claimed: Tokens | None  # of the prompt, said to be there; None: nothing to compare with
     tokens: list[TokenId]  # the request's own list: one look-up less for each output
     renames: RequestId | None  # the client's id, where it is another one than the attempt's
+    sent_at: Seconds
+    ahead: Tokens  # prompt tokens that waited there before it, at dispatch
+    promised: Seconds | None  # time to its first token, if the policy predicted it then
     answered: bool = False

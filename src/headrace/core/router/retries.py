@@ -1,8 +1,9 @@
 """Retry budget: retries in proportion to requests, so that a bad day does not double the load.
 
-Only attempts that failed unanswered while their replica lives are paid from it. What was answered,
-or died with its replica, goes on without asking: those attempts are bounded for each request
-(``max_migrations``), and a replica's whole load must find a new place at once.
+Attempts that failed unanswered while their replica lives are paid from it, and those that are moved
+because they wait in vain (hedging.py), which leave RETRIES_TO_BEGIN_WITH to the others. What was
+answered, or died with its replica, goes on without asking: those attempts are bounded for each
+request (``max_migrations``), and a replica's whole load must find a new place at once.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class RetryBudget:
         """Note new requests."""
         self._tokens = min(MAX_SAVED, self._tokens + self._share * num_requests)
 
-    def spend(self) -> bool:
-        """Take one retry if there is one."""
-        if self._tokens < 1:
+    def spend(self, *, leave: float = 0.0) -> bool:
+        """Take one retry if there is one, and ``leave`` more."""
+        if self._tokens < 1 + leave:
             return False
         self._tokens -= 1
         return True

@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headrace.core.router.backoff import BackOff
 from headrace.core.router.events import CancelAt, Deliver, Fail, GoOn
+from headrace.core.router.held import Held
 from headrace.core.router.pace import whole_seconds
-from headrace.core.router.retries import RetryBudget
+from headrace.core.router.retries import RETRIES_TO_BEGIN_WITH, RetryBudget
 from headrace.core.router.waiting import Deadlines, WaitingQueue
 from headrace.errors import DeadlineExceeded, InvariantBroken, ReplicaLost
 from headrace.types import FinishReason, Output
@@ -42,7 +44,7 @@ def deadline_failure(request_id: RequestId) -> Fail:
 class Streams:
     """All accepted requests that have not ended."""
 
-    def __init__(self, limits: RouterLimits, fleet: Fleet, pace: Pace) -> None:
+    def __init__(self, limits: RouterLimits, fleet: Fleet, pace: Pace, seed: int) -> None:
         self.alive: dict[RequestId, Tracked] = {}
         self.queue = WaitingQueue(
             max_requests=limits.max_waiting,
@@ -50,6 +52,8 @@ class Streams:
             is_fair=limits.fair_queue,
         )
         self.deadlines = Deadlines()
+        self.held = Held(self.queue)
+        self.back_off = BackOff(limits, fleet, self.held, seed)
         self._limits = limits
         self._fleet = fleet
         self._pace = pace
@@ -151,12 +155,24 @@ class Streams:
         if self._limits.kv_transfer and facts.lends_at and attempt.answered and waits:
             self._fleet.followers.follow(tracked, attempt.replica)
 
-    def recall(self, attempt: Attempt, reason: str, now: Seconds) -> list[RouterEffect]:
-        """Take an attempt back that has not been answered; the same replica may get it again."""
-        tried = attempt.tracked.tried
+    def recall(
+        self, attempt: Attempt, reason: str, now: Seconds, *, hedged: bool = False
+    ) -> list[RouterEffect]:
+        """Take an attempt back that has not been answered; the same replica may get it again.
+
+        ``hedged``: because it waits in vain. Another replica gets it, the budget pays for it, and
+        nothing is done if that has no more for it.
+        """
+        tracked = attempt.tracked
+        if hedged and not self._budget.spend(leave=RETRIES_TO_BEGIN_WITH):
+            return []
+        tried = tracked.tried
         effects = self._give_up(attempt, reason, now, cancel=True, may_go_on=True)
-        attempt.tracked.tried = tried
-        return effects
+        if not hedged:
+            tracked.tried = tried
+            return effects
+        tracked.hedged = True
+        return [replace(e, hedged=True) if isinstance(e, GoOn) else e for e in effects]
 
     def retry(self, attempt: Attempt, event: AttemptFailed, now: Seconds) -> list[RouterEffect]:
         """Try again elsewhere what its replica could not do, or fail with what it said.
@@ -175,7 +191,10 @@ class Streams:
             and (tracked.answered or self._budget.spend())
         )
         if may_go_on:
-            return self._give_up(attempt, event.reason, now, cancel=False, may_go_on=True)
+            effects = self._give_up(attempt, event.reason, now, cancel=False, may_go_on=True)
+            if tracked.attempt is None:
+                self.back_off.pause(tracked, now)
+            return effects
         wait = event.retry_after if event.busy_for is None else event.busy_for
         retry_after = None if wait is None else whole_seconds(wait, limits.max_busy)
         failure = Fail(tracked.id, event.code, event.reason, retry_after)
@@ -185,9 +204,10 @@ class Streams:
         """Raise InvariantBroken unless every request is in one place."""
         self.queue.check_integrity()
         placed = [t for t in self.alive.values() if t.attempt is not None]
-        if len(placed) + len(self.queue) != len(self.alive):
+        num_waiting = len(self.queue) + len(self.held)
+        if len(placed) + num_waiting != len(self.alive):
             raise InvariantBroken(
-                f"{len(placed)} at replicas + {len(self.queue)} waiting != {len(self.alive)}"
+                f"{len(placed)} at replicas + {num_waiting} waiting != {len(self.alive)}"
             )
         known = sum(len(member.attempts) for member in self._fleet.members.values())
         if known != len(placed):
@@ -245,10 +265,10 @@ class Streams:
     def _end(self, tracked: Tracked, now: Seconds) -> None:
         del self.alive[tracked.id]
         self._fleet.followers.settle(tracked)
-        if tracked.attempt is None:
-            self.queue.remove(tracked)
-        else:
+        if tracked.attempt is not None:
             self._fleet.release(tracked.attempt)
             tracked.attempt = None  # which knows this one: nothing is left to a collector
             self._pace.note_end(now)
+        elif not self.held.remove(tracked):
+            self.queue.remove(tracked)
         self.deadlines.sweep(self.alive)

@@ -53,11 +53,14 @@ class WaitingQueue:
             self._alone = group
         self._count(members, 1)
 
-    def take_back(self, tracked: Tracked, now: Seconds) -> None:
-        """Add a request alone, before all new ones, behind others that came back."""
+    def take_back(self, tracked: Tracked, since: Seconds) -> None:
+        """Add a request alone, before all new ones, among others that came back by its time."""
         tracked.group = tracked.id
         members = {tracked.id: tracked}
-        self._back[tracked.id] = Group(members, now)
+        last = next(reversed(self._back.values()), None)
+        self._back[tracked.id] = Group(members, since)
+        if last is not None and since < last.since:
+            self._back = dict(sorted(self._back.items(), key=_since))
         self._count(members, 1)
 
     def head(self) -> Group | None:
@@ -143,6 +146,10 @@ class WaitingQueue:
         self._num_requests += sign * len(members)
         for each in members.values():
             self._num_tokens += sign * each.prompt_tokens
+
+
+def _since(item: tuple[RequestId, Group]) -> Seconds:
+    return item[1].since
 
 
 class Due(NamedTuple):

@@ -282,6 +282,9 @@ def _build_router(config: GatewayConfig, seed: int) -> Router:
         max_migrations=config.max_migrations,
         max_retries=config.max_retries,
         retry_share=config.retry_share,
+        retry_pause=config.retry_pause_ms / 1000,
+        hedge_after=config.hedge_after,
+        poison_deaths=config.poison_deaths,
         silent_after=config.silent_after,
         stuck_after=config.stuck_after,
         fair_queue=config.fair_queue,
@@ -290,7 +293,7 @@ def _build_router(config: GatewayConfig, seed: int) -> Router:
         kv_transfer=config.kv_transfer,
         local_prefill=config.local_prefill,
     )
-    return Router(limits, build_policy(config.policy, seed))
+    return Router(limits, build_policy(config.policy, seed), seed=seed)
 
 
 def _build_model(

@@ -41,6 +41,32 @@ class GatewayConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     retry_share: Annotated[
         float, Meta(ge=0, le=1, description="retries in proportion to requests, besides a few")
     ] = 0.1
+    retry_pause_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1000,
+            description="longest pause before a first retry where it failed, doubled each time; "
+            "0: none",
+        ),
+    ] = 25.0
+    hedge_after: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1000,
+            description="a request that waits at a replica so many times its predicted time to a "
+            "first token moves to a quicker one; 0: never",
+        ),
+    ] = 2.0
+    poison_deaths: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=16,
+            description="replicas that die of a request until it is refused; 0: it never is",
+        ),
+    ] = 2
     silent_after: Annotated[
         _Seconds, Meta(description="without a heartbeat, until a replica counts as hung")
     ] = 3.0

@@ -113,6 +113,10 @@ class Decisions:
             self._registry.add(table.HANDOVERS, move.replica)
             self._journal.add("hand_over", move.request_id, f"from {move.replica}: {move.reason}")
             return
+        if move.hedged:
+            self._registry.add(table.HEDGES, move.replica)
+            self._journal.add("hedge", move.request_id, f"away from {move.replica}: {move.reason}")
+            return
         moved = move.num_tokens > 0 or move.has_begun
         metric = table.MIGRATIONS if moved else table.RETRIES
         self._registry.add(metric, move.replica)

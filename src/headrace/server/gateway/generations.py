@@ -14,6 +14,7 @@ from headrace.errors import (
     InvalidRequest,
     NotReady,
     Overloaded,
+    PoisonRequest,
     ReplicaLost,
     RequestError,
 )
@@ -34,6 +35,7 @@ _ERRORS: dict[str, type[RequestError]] = {
         InvalidRequest,
         ContextLengthExceeded,
         EngineFault,
+        PoisonRequest,
         ReplicaLost,
         Overloaded,
         NotReady,

@@ -156,7 +156,7 @@ class Traffic:
             return
         self._decisions.dismiss(replica)
         self._figures.gone(replica)
-        self.feed(ReplicaLost(replica, "it is no member any more"))
+        self.feed(ReplicaLost(replica, "it is no member any more", dismissed=True))
 
     def outputs(self, replica: ReplicaId, outputs: Sequence[Output]) -> None:
         """See LinkEvents."""

@@ -216,7 +216,8 @@ def _build_router(config: GatewayConfig, seed: int) -> Router:
         max_migrations=config.max_migrations,
         max_retries=config.max_retries,
         retry_share=config.retry_share,
+        retry_pause=config.retry_pause_ms / 1000,
         fair_queue=config.fair_queue,
         discount_claims=config.discount_claims,
     )
-    return Router(limits, Canaries(Weighted(build_policy(config.policy, seed))))
+    return Router(limits, Canaries(Weighted(build_policy(config.policy, seed))), seed=seed)

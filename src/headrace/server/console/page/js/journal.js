@@ -7,7 +7,7 @@ import { openExplain } from "./explain.js";
 
 const KEPT = 200;
 const PERIOD = 2000; // ms
-const ABOUT_REQUESTS = ["dispatch", "go_on", "fail"];
+const ABOUT_REQUESTS = ["dispatch", "go_on", "hedge", "fail"];
 
 let entries = [];
 let seen = 0;
