@@ -171,14 +171,18 @@ async def test_what_was_published_before_the_gateway_came_is_replayed(
 async def test_lost_batches_are_replayed(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         publisher = stage.publisher
-        await publisher.publish(publisher.store(stage.tokens(LONG)))
-        await stage.until_held(LONG, 12)
-        await publisher.publish(publisher.store(stage.tokens(OTHER)), is_heard=False)
-        await publisher.publish(publisher.remove(stage.tokens(LONG), first=3), is_heard=False)
-        await publisher.publish(publisher.store(stage.tokens(words(*range(32)))))
-        await stage.until_held(OTHER, 12)
-        await stage.until_held(LONG, 3)
-        assert stage.knowledge() is KvKnowledge.EXACT
+        for round_ in range(8):  # what is lost first may come with the replay that it begins with
+            again = words(round_)
+            await publisher.publish(publisher.store(stage.tokens(f"{LONG} {again}")))
+            await stage.until_held(LONG, 12)
+            await publisher.publish(publisher.store(stage.tokens(OTHER)), is_heard=False)
+            await publisher.publish(publisher.remove(stage.tokens(LONG), first=3), is_heard=False)
+            await publisher.publish(publisher.store(stage.tokens(words(*range(32)))))
+            await stage.until_held(OTHER, 12)
+            await stage.until_held(LONG, 3)
+            assert stage.knowledge() is KvKnowledge.EXACT
+            if stage.count(table.KV_EVENT_GAPS, "replayed"):
+                break
         assert stage.count(table.KV_EVENT_GAPS, "replayed") >= 1
         assert stage.count(table.KV_EVENT_GAPS, "void") == 0
 
