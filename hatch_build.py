@@ -30,7 +30,6 @@ COMPILED = (
     "core/health.py",
     "core/balancer/*.py",
     "core/costs/step_time.py",
-    "core/costs/transfer.py",
     "core/router/*.py",
     "monitoring/journal.py",
     "monitoring/metrics.py",
