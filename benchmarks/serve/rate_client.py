@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._load.done(self, self._due, self._first_at - self._sent_at, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._load.lost(f"connection lost: {exc}")
+        self._load.lost(self, f"connection lost: {exc}")
 
 
 def is_whole(answer: bytes, *, streamed: bool) -> bool:
@@ -205,8 +205,11 @@ class Load:
         if self._waiting:
             self._send()
 
-    def lost(self, reason: str) -> None:
-        if not self._ended:
+    def lost(self, connection: Connection, reason: str) -> None:
+        """A server may close a connection that nobody used for long; another one is no error."""
+        if connection in self._free:
+            self._free.remove(connection)
+        elif not self._ended:
             self._errors.append(reason)
 
     def outcome(self) -> Outcome:
