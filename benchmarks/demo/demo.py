@@ -31,7 +31,7 @@ from show import Screen
 from story import Story
 
 from headrace.bench.environment import describe_environment
-from headrace.clock import MonotonicClock
+from headrace.clock import MonotonicClock, wall_time
 from headrace.errors import StartError
 from headrace.testing.server_process import running_server
 from headrace.testing.streams import Crowd
@@ -107,6 +107,7 @@ async def measure_capacity(port: int, rng: random.Random) -> float:
 async def perform(server: ServerProcess, screen: Screen, args: Args) -> Report:
     """Play the story, then ask again, then count."""
     rng = random.Random(args.seed)
+    began = wall_time()  # measuring is load too, and may already bring a replica
     capacity = await measure_capacity(server.port, rng)
     requests_per_s = capacity / (sum(TOKENS) / 2)
     busy = BUSY_SIMULATED if args.model.startswith("simulated") else BUSY
@@ -124,6 +125,7 @@ async def perform(server: ServerProcess, screen: Screen, args: Args) -> Report:
         screen=screen,
         rng=rng,
         ceiling=CEILING,
+        shown_from=began,
     )
     played = await player.play()
     again = to_ask_again(played, rng)

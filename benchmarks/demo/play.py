@@ -87,6 +87,7 @@ class Player:
         screen: Screen,
         rng: random.Random,
         ceiling: int,
+        shown_from: Seconds,
     ) -> None:
         self._server = server
         self._directory = directory
@@ -94,6 +95,7 @@ class Player:
         self._screen = screen
         self._rng = rng
         self._ceiling = ceiling
+        self._shown_from = shown_from  # unix time: what came before it is no part of the story
         self._clock = MonotonicClock()
         self._crowd = Crowd(server.port, self._clock)
         self._played = Played(heard=self._crowd.heard)
@@ -205,7 +207,7 @@ class Player:
             if entry.kind == MOVED:
                 moves += 1
                 self._played.moved[entry.subject.partition("#")[0]] = entry.reason
-            elif entry.kind in SHOWN and entry.unix >= self._begun[1]:
+            elif entry.kind in SHOWN and entry.unix >= self._shown_from:
                 self._add(self._event(entry), SHOWN[entry.kind][1])
         self._taken = len(entries)
         if moves:
