@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from routing import FACTS, R0, R1, R2, delivered, places, token
+from routing import FACTS, R0, R1, R2, delivered, failed, places, token
 
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.events import (
@@ -85,6 +85,16 @@ def test_prompts_wait_for_their_role_when_it_is_full():
     assert places(ask(router, "b")) == []
     effects = router.handle(Outputs(R0, (token("a", 7),)), 1.0)
     assert [attempt for _, attempt in places(effects)] == ["a~2", "b"]
+
+
+def test_a_prompt_that_failed_is_tried_at_another_of_its_role_and_else_at_the_same():
+    roles = {R0: Role.PREFILL, R1: Role.PREFILL, R2: Role.DECODE}
+    router = pool(RouterLimits(retry_pause=0.0, local_prefill=0), roles)
+    (first,) = places(ask(router, "a"))
+    (second,) = places(router.handle(failed("a", at=ReplicaId(first[0])), 1.0))
+    assert {first[0], second[0]} == {"r0", "r1"}
+    (third,) = places(router.handle(failed("a~2", at=ReplicaId(second[0])), 2.0))
+    assert third[0] in ("r0", "r1")
 
 
 def test_without_a_living_replica_of_a_role_another_does_its_work():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from headrace.core.balancer.candidates import Candidates, takers_of
+from headrace.core.balancer.candidates import Candidates
 from headrace.core.balancer.policy import Candidate, ReplicaView
 from headrace.core.costs.step_time import StepTimes
 from headrace.core.router.availability import Availability
@@ -129,10 +129,7 @@ class Fleet:
         self._note_roles()
 
     def candidates(self, tracked: Tracked, takers: Takers) -> Candidates:
-        """Return ``takers`` with what they have of a prompt; without those tried, if it can be."""
-        if tracked.tried:
-            untried = [view for view in takers.order if view.replica not in tracked.tried]
-            takers = takers_of(untried) if untried else takers
+        """Return ``takers`` with what they are believed to have of a prompt."""
         claims = tracked.claims = self._claims(tracked)
         if not claims:
             return Candidates(takers, claims)

@@ -2,7 +2,8 @@
 
 A stream is handed over behind its first token, and takes its blocks along. A prompt of which a
 replica for decodes has nearly all stays there: so do the next turns of a conversation. Where a role
-has no living replica, any other does its work.
+has no living replica, any other does its work. What was tried at one is tried at another of its
+role, if there is one, and else again.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ def fitting(
 ) -> Candidates:
     """Return the candidates whose role fits; none if the request had better wait for one.
 
-    ``limits.local_prefill`` tokens at most are computed where they are decoded.
+    ``limits.local_prefill`` tokens at most are computed where they are decoded. Replicas that were
+    tried are left out, unless no other fits.
     """
-    if not fleet.has_roles:
-        return candidates
+    fit = _of_role(tracked, candidates, fleet, limits) if fleet.has_roles else candidates
+    if not tracked.tried:
+        return fit
+    untried = [each for each in fit if each.view.replica not in tracked.tried]
+    return as_candidates(untried) if untried else fit
+
+
+def _of_role(
+    tracked: Tracked, candidates: Candidates, fleet: Fleet, limits: RouterLimits
+) -> Candidates:
     length, local_prefill = tracked.prompt_tokens, limits.local_prefill
     if not tracked.tokens and local_prefill:
         local = [
