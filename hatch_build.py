@@ -29,21 +29,36 @@ COMPILED = (
     "machine.py",
     "core/health.py",
     "core/balancer/*.py",
-    "core/costs/step_time.py",
+    "core/costs/*.py",
+    "core/kvcache/*.py",
+    "core/kvcache/eviction/*.py",
     "core/router/*.py",
+    "core/scheduler/*.py",
+    "model/detokenizer.py",
     "monitoring/journal.py",
     "monitoring/metrics.py",
     "monitoring/records.py",
     "monitoring/windows.py",
     "server/driver.py",
+    "server/engine.py",
     "server/keys.py",
+    "server/links.py",
+    "server/gateway/answers.py",
     "server/gateway/book.py",
+    "server/gateway/choice.py",
+    "server/gateway/completions.py",
     "server/gateway/decisions.py",
     "server/gateway/figures.py",
     "server/gateway/front.py",
+    "server/gateway/generation.py",
     "server/gateway/generations.py",
     "server/gateway/keeping.py",
+    "server/gateway/model.py",
+    "server/gateway/planning.py",
+    "server/gateway/prompting.py",
+    "server/gateway/replicas.py",
     "server/gateway/routes.py",
+    "server/gateway/stops.py",
     "server/gateway/traffic.py",
     "server/gateway/urgency.py",
     "server/gateway/foreign/answers.py",
@@ -56,7 +71,20 @@ COMPILED = (
     "server/gateway/foreign/reading.py",
     "server/gateway/foreign/upstream.py",
     "server/gateway/http/*.py",
+    "server/transport/*.py",
 )
+SETUP = """
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+
+modules, sys.argv[1:] = sys.argv[1:], ["build_ext", "--inplace"]
+flags = ["--config-file", "mypy.ini"]
+extensions = mypycify([*flags, *modules], opt_level="3", debug_level="0", multi_file=True)
+setup(name="compiled", packages=[], ext_modules=extensions)
+"""
+"""Compiles to one library, from a C file for each module: one for all is too much for compilers."""
+
 SAFE_IMPORTS = ("collections.abc", "headrace.types")
 """Import nothing that imports its importer."""
 
@@ -82,8 +110,9 @@ class CompileHook(BuildHookInterface[Any]):
             path = work / module
             path.write_text(prepare(path.read_text()))
         (work / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n")
-        command = [sys.executable, "-m", "mypyc", "--config-file", "mypy.ini"]
-        subprocess.run([*command, *map(str, modules)], cwd=work, check=True)
+        path = os.pathsep.join([str(work), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-c", SETUP, *map(str, modules)]
+        subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": path}, check=True)
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
         for library in work.rglob("*.so"):

@@ -25,8 +25,9 @@ from headrace.monitoring.step_journal import (
     StepJournal,
     ToldDecision,
 )
-from headrace.monitoring.step_replay import lines_of, read_journal, replay
+from headrace.monitoring.step_replay import lines_of, read_journal
 from headrace.testing.engines import GREEDY, simulated_engine, simulated_spec
+from headrace.testing.replays import replayed
 from headrace.types import KvSource, PriorityClass, ReplicaId, Request, RequestId
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def test_a_journal_from_the_start_replays_to_the_same_decisions(steps_in_flight:
     run = Journaled(steps_in_flight=steps_in_flight)
     run.run(60)
     (segment,) = run.journal.segments()
-    found = replay(segment)
+    found = replayed(segment)
     assert not found.parted
     assert not found.reason
     assert found.num_events == len(run.engine.journal.entries)
@@ -123,7 +124,7 @@ def test_a_core_goes_on_from_a_state_in_the_midst_of_work():
     run.run(20)
     for now, event, effects in run.engine.journal.entries[begun:]:
         journal.observe(event, now, effects)
-    found = replay(journal.segments()[0])
+    found = replayed(journal.segments()[0])
     assert (found.parted, found.num_events) == ("", run.num_seen - begun)
 
 
@@ -134,7 +135,7 @@ def test_transfers_between_tiers_and_from_neighbours_are_replayed_too(tier: Tier
     run = Journaled(tiers=TierConfig(transfer_blocks=3, block_seconds={tier: 1e-6}))
     run.run(60)
     (segment,) = run.journal.segments()
-    found = replay(segment)
+    found = replayed(segment)
     assert (found.parted, found.reason) == ("", "")
     decisions = [d for line in lines_of(segment)[1] for d in line.decisions]
     told = [d.reason for d in decisions if isinstance(d, ToldDecision) and d.kind == "transfer"]
@@ -154,7 +155,7 @@ def test_a_journal_keeps_to_its_bytes_and_what_is_left_replays():
     assert len(segments) == 2
     assert sum(map(len, segments)) < 410_000
     for segment in segments:
-        found = replay(segment)
+        found = replayed(segment)
         assert (found.parted, found.reason) == ("", "")
         assert found.num_steps > 10
 
@@ -165,7 +166,7 @@ def test_with_too_few_bytes_for_the_state_decisions_are_kept_and_the_reason_told
     assert "state takes" in run.journal.error
     segments = run.journal.segments()
     assert sum(map(len, segments)) < 4000
-    assert "raise journal_bytes" in replay(segments[-1]).reason
+    assert "raise journal_bytes" in replayed(segments[-1]).reason
     assert lines_of(segments[-1])[1]
 
 
@@ -179,7 +180,7 @@ def test_another_decision_is_shown_beside_the_one_of_then():
             if line.decisions:
                 segment.lines[index] = msgspec.msgpack.encode(changed)
                 break
-    found = replay(msgspec.msgpack.encode(segment))
+    found = replayed(msgspec.msgpack.encode(segment))
     assert found.num_events == index
     assert "then []" in found.parted
 

@@ -25,6 +25,7 @@ from headrace.server.settings import EngineProcess, EngineSettings, LogConfig, M
 from headrace.server.transport.frames import ConnectionLimits
 from headrace.server.transport.link import EngineLink
 from headrace.testing.async_test import async_test
+from headrace.testing.replays import replayed
 from headrace.types import FinishReason, KvSource, ReplicaId, Request, RequestId, block_key
 
 if TYPE_CHECKING:
@@ -293,6 +294,7 @@ async def test_a_failed_step_fails_its_requests_and_many_in_a_row_end_the_engine
         assert await running.task == 1
 
 
+@pytest.mark.interpreted
 @async_test
 async def test_a_core_that_dies_ends_the_engine_with_an_error_and_leaves_what_replays_its_death(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -330,7 +332,7 @@ async def test_an_engine_writes_its_journal_when_it_is_asked_to(path: Path):
         await running.generate("b", range(20), 5)
     (file,) = (path.parent / "incidents").iterdir()
     (segment,) = read_journal(file.read_bytes()).segments
-    found = replay(segment)
+    found = replayed(segment)
     assert (found.parted, found.reason) == ("", "")
     assert found.num_steps >= 5
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace import __version__
+from headrace.build import run_interpreted
 from headrace.core.scheduler.notes import Bound
 from headrace.errors import StartError
 from headrace.monitoring.step_journal import (
@@ -39,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Replay or show; exit code 1 if a decision differs or nothing can be replayed."""
+    """Replay or show; exit code 1 if a decision differs or nothing can be replayed.
+
+    Plain Python replays what a compiled engine has decided too: a journal's state is made into
+    objects without their ``__init__``, which compiled classes do not let happen.
+    """
+    run_interpreted()
     try:
         dump = read_journal(args.file.read_bytes())
         if args.show:

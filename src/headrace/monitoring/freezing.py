@@ -3,7 +3,8 @@
 It walks attributes, so no class has to know of it. Plain data are lists of nodes; a value is
 itself (None, a number, a string, bytes) or ``[index]`` of another node: so shared objects stay
 shared. Thawing calls no code of the machine: it makes empty objects and sets their attributes, and
-only of classes that are named in ``ROOMS``, which perform nothing.
+only of classes that are named in ``ROOMS``, which perform nothing. Objects of compiled classes can
+be frozen, but only plain Python thaws them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib import import_module
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, TypeAlias
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 ROOMS = ("headrace.core.", "headrace.types", "headrace.executor.base")
 """Where the classes of a core machine's parts are."""
+
+_COMPILED = "__mypyc_attrs__"
+"""Names the attributes of a class that mypyc compiled."""
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _FLAT: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
@@ -92,9 +96,9 @@ class _Freezer:
             return _MAPS[kind], "", self._values(pairs)
         if isinstance(found, array | np.ndarray):
             return _array_node(found)
-        if isinstance(found, MethodType):
-            return "method", found.__func__.__name__, [self._value(found.__self__)]
-        if isinstance(found, type | FunctionType):
+        if _is_method(found):
+            return "method", found.__name__, [self._value(found.__self__)]
+        if isinstance(found, type | FunctionType | BuiltinFunctionType):
             return "global", _name(found), []
         if isinstance(found, Enum):
             return "enum", _name(kind), [found.name]
@@ -119,7 +123,7 @@ class _Thawer:
                 cls = _find(name)
                 if not isinstance(cls, type):
                     raise FreezeError(f"{name} is no class")
-                self._made[index] = object.__new__(cls)
+                self._made[index] = _empty(name, cls)
         for index, (kind, _, content) in enumerate(self._nodes):
             if kind == "object" and is_dataclass(self._made[index]):
                 self._fill(index, content)
@@ -193,10 +197,23 @@ class _Thawer:
         return MethodType(function, owner)
 
 
+def _empty(name: str, cls: type) -> object:
+    if hasattr(cls, _COMPILED):  # cannot be made without what its __init__ wants
+        raise FreezeError(f"{name} is compiled: `headrace replay` runs plain Python")
+    return object.__new__(cls)
+
+
+def _is_method(found: object) -> TypeGuard[MethodType]:
+    """Return whether it is a method of an object; of a compiled class it is a built-in one."""
+    if isinstance(found, BuiltinFunctionType):
+        return not isinstance(found.__self__, ModuleType | type | None)
+    return isinstance(found, MethodType)
+
+
 def _attributes(found: object) -> Iterator[str]:
     """Return the names of the attributes that an object has, its slots first."""
     for cls in type(found).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
+        slots = cls.__dict__.get(_COMPILED, cls.__dict__.get("__slots__", ()))
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(found, name):
                 yield name
@@ -222,7 +239,7 @@ def _named(cls: object, values: list[object]) -> object:
     return tuple.__new__(cls, values)
 
 
-def _name(found: type | FunctionType) -> str:
+def _name(found: type | FunctionType | BuiltinFunctionType) -> str:
     name = f"{found.__module__}:{found.__qualname__}"
     if not found.__module__.startswith(ROOMS) or "<" in name:
         raise FreezeError(f"{name} cannot be frozen")

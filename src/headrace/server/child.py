@@ -131,12 +131,17 @@ async def _supervised(main: ChildMain[SettingsT], settings: SettingsT, parent: P
 
 def run_on_loop(main: Coroutine[None, None, int]) -> int:
     """Run a coroutine on uvloop where it is installed, else on asyncio's loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 def child_command(name: str, *arguments: str) -> tuple[str, ...]:

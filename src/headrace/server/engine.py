@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, *, settings: EngineSettings, clock: Clock, stop: asyncio.Event) -> None:
         self._settings = settings
         self._clock = clock
-        self._thread = ExecutorThread(finished=self._step_finished, clock=clock)
+        self._execution = ExecutorThread(finished=self._step_finished, clock=clock)
         self._driver: AsyncioDriver[EngineEvent, EngineEffect] | None = None
         self._incidents: Incidents | None = None
         self._listener: EngineListener | None = None
@@ -86,7 +86,7 @@ class Engine:
 
     async def start(self, process: EngineProcess, build: Callable[[], Executor]) -> ExecutorSpec:
         """Build the executor, then listen: whoever can connect finds the engine ready."""
-        spec = await self._thread.start(build)
+        spec = await self._execution.start(build)
         tiers = tier_config(self._settings, spec)
         core = build_engine_core(spec, scheduler_config(self._settings), tiers)
         journal = step_journal(core, self._settings.journal_bytes)
@@ -107,7 +107,7 @@ class Engine:
         )
         self._moves = start_block_moves(
             process,
-            self._thread.executor,
+            self._execution.executor,
             holdings=core.scheduler.kv.survey,
             clock=self._clock,
             tell=partial(self._driver.feed, source=Source.DEVICE),
@@ -126,7 +126,7 @@ class Engine:
         if self._driver is not None:
             self._driver.close()
         await self._moves.stop()
-        await self._thread.stop()
+        await self._execution.stop()
         if self._failure is None:
             return 0
         _log.critical("the engine ends: %s", self._failure)
@@ -148,21 +148,21 @@ class Engine:
         """Break off when a step takes far too long: a device that hangs tells nobody."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if self._thread.busy_seconds() > self._settings.step_seconds:
+            if self._execution.busy_seconds() > self._settings.step_seconds:
                 self._break(f"a step takes more than {self._settings.step_seconds:g} s")
 
     async def beat(self, period: Seconds) -> None:
         """Tell gateways at fixed intervals that this process lives, and how long its step takes."""
         assert self._listener is not None
         while True:
-            self._listener.gateways.send_beat(vitals(step_seconds=self._thread.busy_seconds()))
+            self._listener.gateways.send_beat(vitals(step_seconds=self._execution.busy_seconds()))
             await asyncio.sleep(period)
 
     def _perform(self, effect: EngineEffect) -> None:
         assert self._listener is not None
         match effect:
             case Execute(plan):
-                self._thread.submit(plan)
+                self._execution.submit(plan)
             case Emit(outputs):
                 self._listener.send_outputs(outputs)
             case Reject():

@@ -44,6 +44,7 @@ def errors(monkeypatch: pytest.MonkeyPatch, load: list[Arrival], **settings: obj
     return [abs(said[s.request.id] - s.ttft) / s.ttft for s in stories.values() if s.arrived > 5]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("rate", "seconds", "settings", "bar"),
     [

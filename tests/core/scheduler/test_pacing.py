@@ -11,6 +11,7 @@ from playing import merged, poisson, rehearsal, request_of
 
 from headrace.core.costs.step_model import StepCoefficients, StepLoad, StepModel
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.order import Order
 from headrace.core.scheduler.pacing import AIM, MIN_CHUNK, UNLIMITED, Pace
 from headrace.core.scheduler.step import Step
 from headrace.types import PriorityClass, RequestId, StepId
@@ -158,8 +159,8 @@ def test_a_chunk_far_into_a_prompt_may_be_too_long_where_one_at_its_start_is_not
     assert all(story.finish for story in played.stories.values())
 
 
-@pytest.mark.parametrize("order", ["due", "arrival"])
-def test_no_step_is_short_while_a_prompt_could_use_the_rest(order: str):
+@pytest.mark.parametrize("order", Order)
+def test_no_step_is_short_while_a_prompt_could_use_the_rest(order: Order):
     idle: list[int] = []
 
     def watch(_now: float, plan: StepPlan) -> None:
@@ -168,7 +169,7 @@ def test_no_step_is_short_while_a_prompt_could_use_the_rest(order: str):
         if lacking and not scheduler.waiting.num_tokens:
             idle.append(64 - plan.num_tokens)
 
-    config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64, order=order)  # type: ignore[arg-type]
+    config = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64, order=order)
     played = rehearsal(config, watch=watch)
     played.play([(0.05 * i, request_of(f"r{i}", 50 + 77 * i % 300, 8)) for i in range(20)])
     assert idle

@@ -92,6 +92,7 @@ def test_a_leak_is_found_when_the_engine_is_idle_even_without_audits():
     assert core.scheduler.kv.counts().quarantined == 1
 
 
+@pytest.mark.interpreted
 def test_a_fence_that_never_opened_is_quarantined():
     engine = engine_with()
     engine.submit(request_of("a", max_tokens=30))

@@ -83,7 +83,7 @@ class SchedulerConfig:
             ("batch_itl", self.batch_itl, 0.001, 3600),
         ):
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; it must be {low} to {high}")
+                raise ConfigError(f"{name} is {value}; it must be {low:g} to {high:g}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least "

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from heapq import heapify, heappop, heapreplace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -126,8 +126,8 @@ class Victims:
 class Headroom:
     """Tokens that each running sequence may grow by before newcomers get any memory."""
 
-    _SHRINK = 0.999  # each step: to a half in some 700
-    _MOST = 4096
+    _SHRINK: Final = 0.999  # each step: to a half in some 700
+    _MOST: Final = 4096
 
     def __init__(self, block_size: Tokens, *, adapts: bool) -> None:
         self._least = block_size

@@ -118,6 +118,7 @@ def test_two_runs_are_the_same(config: EvictionConfig):
     assert one.lost == two.lost
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("num_blocks", [400, 1600])
 def test_a_choice_looks_at_two_runs_of_each_kind_however_many_blocks_there_are(
     monkeypatch: pytest.MonkeyPatch, num_blocks: int

@@ -9,7 +9,6 @@ back is at one of a queue's two ends, as the odds rise up to that pause and fall
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from heapq import merge
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -23,15 +22,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
 class Run(Generic[T]):
     """Items in the order of their going. ``number`` counts runs: lower is older."""
 
-    number: int
-    kind: Kind
-    visit: int
-    since: Seconds
-    items: OrderedDict[T, None] = field(default_factory=OrderedDict)
+    __slots__ = ("items", "kind", "number", "since", "visit")
+
+    def __init__(self, number: int, kind: Kind, visit: int, since: Seconds) -> None:
+        self.number = number
+        self.kind = kind
+        self.visit = visit
+        self.since = since
+        self.items: OrderedDict[T, None] = OrderedDict()
 
 
 class RunQueues(Generic[T]):
