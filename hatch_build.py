@@ -6,13 +6,15 @@ msgspec reads annotations that a compiled class does not keep.
 
 mypyc wants to see the names in the annotations of dataclasses and named tuples when it runs, of
 which many are imported for type checkers only: `prepare` imports them, or says Any where that
-would be a circle.
+would be a circle. What @dataclass writes when it runs stays interpreted, so `prepare` also writes
+the constructors that it would write.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -154,7 +156,76 @@ def prepare(text: str) -> str:
     start = next((n.lineno for n in tree.body if _is_guard(n)), None)
     if start is not None:
         lines[start - 1 : start - 1] = imports
+    return write_constructors("\n".join(lines))
+
+
+def write_constructors(text: str) -> str:
+    """Return a module in which dataclasses have their constructors in the source.
+
+    Frozen ones are so no longer when it runs: assigning to them is an error to mypy, and keeping
+    it one at run time costs a call for each field. Left as they are: classes with a base, with
+    __post_init__, or with fields that are more than a name, a type and a default.
+    """
+    lines = text.split("\n")
+    for each in reversed(ast.parse(text).body):
+        mark = _dataclass_mark(each)
+        if mark is None or not isinstance(each, ast.ClassDef) or not _is_plain(each):
+            continue
+        options = {str(k.arg): ast.unparse(k.value) for k in getattr(mark, "keywords", ())}
+        options["init"] = "False"
+        if options.pop("frozen", "False") == "True":
+            options["unsafe_hash"] = "True"
+        constructor = _constructor(each, kw_only=options.get("kw_only") == "True")
+        lines[each.end_lineno : each.end_lineno] = ["", *constructor]
+        said = ", ".join(f"{name}={value}" for name, value in options.items())
+        lines[mark.lineno - 1 : mark.end_lineno] = [f"@dataclass({said})"]
     return "\n".join(lines)
+
+
+def _dataclass_mark(node: ast.AST) -> ast.expr | None:
+    marks = getattr(node, "decorator_list", ())
+    return next((mark for mark in marks if ast.unparse(mark).startswith("dataclass")), None)
+
+
+def _is_plain(node: ast.ClassDef) -> bool:
+    """Whether `_constructor` can do for a dataclass what @dataclass would."""
+    names = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+    fields = _fields(node)
+    if not fields or node.bases or "__post_init__" in names:
+        return False
+    return all(map(_is_simple, fields))
+
+
+def _is_simple(field: ast.AnnAssign) -> bool:
+    """Whether a field is a name, a type and a default, and nothing else."""
+    note = ast.unparse(field.annotation)
+    value = ast.unparse(field.value) if field.value else ""
+    if note.startswith(("ClassVar", "InitVar")):
+        return False
+    return not value.startswith("field(") or (bool(_factory(value)) and "None" not in note)
+
+
+def _factory(value: str) -> str | None:
+    """Return what makes a field's default, if that is all that is said of it."""
+    found = re.fullmatch(r"field\(default_factory=([\w.]+)\)", value)
+    return found and found[1]
+
+
+def _constructor(node: ast.ClassDef, *, kw_only: bool) -> list[str]:
+    arguments, body = ["self", "*"] if kw_only else ["self"], list[str]()
+    for each in _fields(node):
+        name, note = ast.unparse(each.target), ast.unparse(each.annotation)
+        value = "" if each.value is None else ast.unparse(each.value)
+        factory = _factory(value)
+        given = f"{factory}() if {name} is None else {name}" if factory else name
+        default = " | None = None" if factory else f" = {value}" if value else ""
+        arguments.append(f"{name}: {note}{default}")
+        body.append(f"        self.{name} = {given}")
+    return [f"    def __init__({', '.join(arguments)}) -> None:", *body]
+
+
+def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+    return [each for each in node.body if isinstance(each, ast.AnnAssign)]
 
 
 def _has_structs(text: str) -> bool:
