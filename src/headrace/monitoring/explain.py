@@ -133,7 +133,7 @@ def _placement(record: RequestRecord, attempt: Attempt) -> PlacementRow:
         at=attempt.dispatched_at - record.arrived_at,
         replica=attempt.replica,
         policy=attempt.policy,
-        reason=choice.reason,
+        reason=str(choice.reason),
         predicted_ttft=choice.predicted_ttft,
         candidates=[
             CandidateRow(replica=replica, cost=cost, cached_tokens=cached_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -84,6 +84,27 @@ class JournalFile:
         self._open()
 
 
+class _Noted(NamedTuple):
+    """An entry whose reason nobody has read: its parts, to be put together."""
+
+    number: int
+    unix: float
+    source: str
+    kind: str
+    subject: str
+    reason: tuple[object, ...]
+
+    def entry(self) -> JournalEntry:
+        return JournalEntry(
+            number=self.number,
+            unix=self.unix,
+            source=self.source,
+            kind=self.kind,
+            subject=self.subject,
+            reason="".join(map(str, self.reason)),
+        )
+
+
 class Journal:
     """The last decisions of one process. ``unix_time`` is wall-clock time."""
 
@@ -98,31 +119,29 @@ class Journal:
         self._unix_time = unix_time
         self._source = source
         self._file = file
-        self._entries: deque[JournalEntry] = deque(maxlen=max_entries)
+        self._entries: deque[_Noted] = deque(maxlen=max_entries)
         self._number = 0
 
-    def add(self, kind: str, subject: str, reason: str, *, source: str | None = None) -> None:
-        """Write down one decision; its number is one more than the last one's."""
+    def add(self, kind: str, subject: str, *reason: object, source: str | None = None) -> None:
+        """Write down one decision; its number is one more than the last one's.
+
+        The parts of ``reason`` are put together as strings, when somebody reads them: they must
+        not change.
+        """
         self._number += 1
-        entry = JournalEntry(
-            number=self._number,
-            unix=self._unix_time(),
-            source=source or self._source,
-            kind=kind,
-            subject=subject,
-            reason=reason,
-        )
-        self._entries.append(entry)
+        source = source or self._source
+        noted = _Noted(self._number, self._unix_time(), source, kind, subject, reason)
+        self._entries.append(noted)
         if self._file is not None:
-            self._file.write(entry)
+            self._file.write(noted.entry())
 
     def after(self, number: int, *, limit: int = 1000) -> list[JournalEntry]:
         """Return the newest ``limit`` entries whose numbers are above ``number``, in order."""
         newest: list[JournalEntry] = []
-        for entry in reversed(self._entries):
-            if entry.number <= number or len(newest) >= limit:
+        for noted in reversed(self._entries):
+            if noted.number <= number or len(newest) >= limit:
                 break
-            newest.append(entry)
+            newest.append(noted.entry())
         newest.reverse()
         return newest
 

@@ -27,7 +27,7 @@ def test_it_goes_where_the_prompt_is() -> None:
     assert found.replica == "r1"
     assert found.predicted_ttft == pytest.approx(0.01 + 0.128)
     assert [score.cost for score in found.scores] == pytest.approx([0.67, 0.138])
-    assert found.reason == (
+    assert str(found.reason) == (
         "0.138 s here (512 of 640 tokens cached); cost 0.138, next best r0 0.67"
     )
 
@@ -124,7 +124,7 @@ def test_a_hot_prefix_is_copied_before_its_holder_is_the_bottleneck() -> None:
     assert set(first[:3]) == {"r0"}, "one that came once or twice is worth waiting for"
     assert "r0" not in first[-10:], "this many will use the copy"
     found = policy.choose(asks(*range(1, 33), 5000), 640, hot_and_busy())
-    assert "; a copy of 512 tokens for " in found.reason
+    assert "; a copy of 512 tokens for " in str(found.reason)
 
 
 def test_a_prefix_that_comes_seldom_is_not_copied() -> None:

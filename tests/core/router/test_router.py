@@ -39,7 +39,7 @@ def test_a_request_goes_to_the_replica_with_the_fewest_outstanding_requests() ->
 def test_a_dispatch_says_why_there() -> None:
     (dispatch,) = ready_router().handle(arrived("a"), 0.0)
     assert isinstance(dispatch, Dispatch)
-    assert dispatch.choice.reason == "0 requests there, the fewest"
+    assert str(dispatch.choice.reason) == "0 requests there, the fewest"
     assert [score.replica for score in dispatch.choice.scores] == [R0]
 
 

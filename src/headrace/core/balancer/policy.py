@@ -74,6 +74,12 @@ class Score(NamedTuple):
     cached_tokens: Tokens
 
 
+class Reason(Protocol):
+    """A sentence, or what makes one: most are read by nobody."""
+
+    def __str__(self) -> str: ...
+
+
 class Choice(NamedTuple):
     """A replica, the reason for people to read, and all candidates with their costs.
 
@@ -81,7 +87,7 @@ class Choice(NamedTuple):
     """
 
     replica: ReplicaId
-    reason: str
+    reason: Reason
     scores: tuple[Score, ...] = ()
     predicted_ttft: Seconds | None = None
 

@@ -171,10 +171,10 @@ class PredictedTtft:
         limit = lowest + TOLERANCE * abs(lowest)
         equals = [index for index, price in enumerate(prices) if price <= limit]
         index = equals[0] if len(equals) == 1 else self._break_tie(request, shown, equals)
-        reason = _reason(shown[index].view, seconds[index], prompt_tokens, scores, index)
-        if copy.users > 1 and scores[index].cached_tokens < most:
-            reason += f"; a copy of {most} tokens for {copy.users:.1f}"
-        return Choice(shown[index].view.replica, reason, tuple(scores), seconds[index])
+        view, all_scores = shown[index].view, tuple(scores)
+        ttft = seconds[index]
+        reason = _Reason(all_scores, index, ttft, prompt_tokens, view.prefill_tokens, copy)
+        return Choice(view.replica, reason, all_scores, ttft)
 
     def _copy(self, request: Request, candidates: Sequence[Candidate]) -> Copy:
         """One is used by its share of those that come for this prefix."""
@@ -203,17 +203,28 @@ class PredictedTtft:
         )
 
 
-def _reason(
-    view: ReplicaView,
-    seconds: Seconds,
-    prompt_tokens: Tokens,
-    scores: Sequence[Score],
-    chosen: int,
-) -> str:
-    before = f", {view.prefill_tokens} before mine" if view.prefill_tokens else ""
-    cached = scores[chosen].cached_tokens
-    reason = f"{seconds:.3g} s here ({cached} of {prompt_tokens} tokens cached{before})"
-    if len(scores) == 1:
-        return f"{reason}; no other"
-    second = min((*scores[:chosen], *scores[chosen + 1 :]), key=_COST)
-    return f"{reason}; cost {scores[chosen].cost:.3g}, next best {second.replica} {second.cost:.3g}"
+class _Reason(NamedTuple):
+    """Why ``scores[chosen]`` was best. ``before``: prompt tokens that waited there."""
+
+    scores: tuple[Score, ...]
+    chosen: int
+    ttft: Seconds
+    prompt_tokens: Tokens
+    before: Tokens
+    copy: Copy
+
+    def __str__(self) -> str:
+        scores, best = self.scores, self.scores[self.chosen]
+        before = f", {self.before} before mine" if self.before else ""
+        cached = f"{best.cached_tokens} of {self.prompt_tokens} tokens cached"
+        reason = f"{self.ttft:.3g} s here ({cached}{before})"
+        if len(scores) == 1:
+            reason += "; no other"
+        else:
+            others = (*scores[: self.chosen], *scores[self.chosen + 1 :])
+            second = min(others, key=_COST)
+            reason += f"; cost {best.cost:.3g}, next best {second.replica} {second.cost:.3g}"
+        most, users, _ = self.copy
+        if users > 1 and best.cached_tokens < most:
+            reason += f"; a copy of {most} tokens for {users:.1f}"
+        return reason

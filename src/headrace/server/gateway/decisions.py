@@ -75,7 +75,7 @@ class Decisions:
         match decision:
             case Dispatch(replica, request, choice):
                 self._registry.add(table.DISPATCHES, replica, self.policy)
-                add("dispatch", request.id, f"to {replica}: {choice.reason}")
+                add("dispatch", request.id, "to ", replica, ": ", choice.reason)
             case CancelAt(replica, request_id):
                 add("cancel", request_id, f"not wanted at {replica} any more")
             case GoOn():
