@@ -7,7 +7,7 @@ processes it is a duration (``time_left``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, NewType, TypeAlias
 
@@ -76,6 +76,10 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+PLAIN_SAMPLING = SamplingParams()
+"""Of who asks for nothing."""
+
+
 class ConstraintKind(StrEnum):
     """What the text of a Constraint is."""
 
@@ -131,7 +135,7 @@ class Request:
     max_tokens: Tokens
     min_tokens: Tokens = 0
     stop_token_ids: tuple[TokenId, ...] = ()
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams = PLAIN_SAMPLING
     chain: tuple[bytes, ...] = ()
     chain_root: bytes = b""
     num_prior: Tokens = 0

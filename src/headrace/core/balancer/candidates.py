@@ -24,12 +24,14 @@ _CACHED = itemgetter(1)
 class Takers(NamedTuple):
     """Replicas that may take something, whatever it is: made once, used until one of them changes.
 
-    ``alike``: they have one weight, nobody else uses them, and none is a canary.
+    ``alike``: they have one weight, nobody else uses them, and none is a canary. ``bare``: the
+    candidates for a prompt of which nobody has anything.
     """
 
     order: Sequence[ReplicaView]
     names: Mapping[ReplicaId, ReplicaView]
     alike: bool
+    bare: Sequence[Candidate]
 
 
 def takers_of(order: Sequence[ReplicaView]) -> Takers:
@@ -38,7 +40,8 @@ def takers_of(order: Sequence[ReplicaView]) -> Takers:
     alike = all(
         view.facts.weight == weight and not view.facts.canary and not view.past_us for view in order
     )
-    return Takers(order, {view.replica: view for view in order}, alike)
+    names = {view.replica: view for view in order}
+    return Takers(order, names, alike, [Candidate(view, 0) for view in order])
 
 
 class Candidates(Sequence[Candidate]):
@@ -47,10 +50,10 @@ class Candidates(Sequence[Candidate]):
     ``cached`` may name replicas that are no candidates, and names none that has nothing.
     """
 
-    __slots__ = ("_cached", "_names", "_order", "alike")
+    __slots__ = ("_bare", "_cached", "_names", "_order", "alike")
 
     def __init__(self, takers: Takers, cached: Mapping[ReplicaId, Tokens]) -> None:
-        self._order, self._names, self.alike = takers
+        self._order, self._names, self.alike, self._bare = takers
         self._cached = cached
 
     def __len__(self) -> int:
@@ -72,10 +75,11 @@ class Candidates(Sequence[Candidate]):
 
     def pairs(self) -> list[Candidate]:
         """Return all of them."""
-        cached = self._cached
-        if not cached:
-            return [Candidate(view, 0) for view in self._order]
-        return [Candidate(view, cached.get(view.replica, 0)) for view in self._order]
+        get = self._cached.get
+        return [
+            Candidate(bare.view, tokens) if (tokens := get(bare.view.replica, 0)) else bare
+            for bare in self._bare
+        ]
 
     def find(self, replica: ReplicaId) -> Candidate | None:
         """Return the candidate of that name."""

@@ -7,19 +7,19 @@ from itertools import chain
 from struct import iter_unpack
 from typing import TYPE_CHECKING
 
-from headrace.types import BlockKey, RequestId
+from headrace.types import RequestId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.types import ReplicaId, Request, Seconds, TokenId, Tokens
+    from headrace.types import BlockKey, ReplicaId, Request, Seconds, TokenId, Tokens
 
 _DIGEST = "<Q24x"  # of SHA-256, the 8 bytes that are the key
 
 
 def keys_of(digests: Sequence[bytes]) -> tuple[BlockKey, ...]:
     """Return ``types.block_key`` of each digest of 32 bytes."""
-    return tuple(map(BlockKey, chain.from_iterable(iter_unpack(_DIGEST, b"".join(digests)))))
+    return tuple(chain.from_iterable(iter_unpack(_DIGEST, b"".join(digests))))
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ import pytest
 from headrace.core.kvcache.chain import prompt_chain
 from headrace.core.router.foreign_blocks import foreign_root
 from headrace.model.server_words import load_server_words
-from headrace.server.gateway.foreign.kv_names import MAX_NAMED_BYTES, Named, Naming
+from headrace.server.gateway.foreign.kv_names import MAX_NAMED_BYTES, Naming
+from headrace.server.gateway.foreign.naming import Named
 from headrace.testing.tiny_tokenizer import words, write_tokenizer
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from headrace.errors import ModelNotFound
-from headrace.server.gateway.foreign.naming import name_chunks
+from headrace.server.gateway.foreign.naming import Named, name_chunks
 from headrace.server.gateway.foreign.passage import Passage, PassedRequest
 from headrace.server.gateway.foreign.scanning import scan
 from headrace.server.gateway.http.messages import Response
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headrace.server.gateway.book import Book
     from headrace.server.gateway.figures import Figures
     from headrace.server.gateway.foreign.answers import Billing
-    from headrace.server.gateway.foreign.kv_names import Named, TokenNames
+    from headrace.server.gateway.foreign.kv_names import TokenNames
     from headrace.server.gateway.foreign.pools import ModelPool, ModelPools
     from headrace.server.gateway.foreign.scanning import RequestScan
     from headrace.server.gateway.http.exchange import Exchange
@@ -89,46 +89,42 @@ class PassThrough:
         begun_at: Seconds,
         named: Named | None,
     ) -> None:
-        text = found.text
+        text, context = found.text, exchange.context
+        named = named or self._name_text(pool, text, context.principal.tenant, found.cache_salt)
         passed = PassedRequest(
             path=request.head.path,
             body=request.body,
             model=found.model,
-            headers=_passed_fields(request, exchange.context, urgency),
+            headers=_passed_fields(request, context, urgency),
             stream=found.stream is True,
             prompt_bytes=len(text),
-            prompt_tokens=named.prompt_tokens if named else pool.estimate.tokens(len(text)),
+            prompt_tokens=named.prompt_tokens,
         )
         record = self.book.open(
-            exchange.context,
-            urgency=urgency,
-            begun_at=begun_at,
-            prompt_tokens=passed.prompt_tokens,
+            context, urgency=urgency, begun_at=begun_at, prompt_tokens=named.prompt_tokens
         )
         session = found.prompt_cache_key or session_of(request.head.headers)
-        asked = self._request(pool, found, record, session, named)
+        asked = self._request(found, record, session, named)
         self._begin(pool, passed, exchange, record, asked)
 
+    def _name_text(
+        self, pool: ModelPool, text: bytes, tenant: str, cache_salt: str | None
+    ) -> Named:
+        """Name a prompt by its bytes, or say only how long it is where others go by tokens."""
+        root = self.pools.root(pool, tenant, cache_salt)
+        chain = name_chunks(root, text) if pool.names is None else ()
+        return Named(root, chain, pool.estimate.tokens(len(text)))
+
     def _request(
-        self,
-        pool: ModelPool,
-        found: RequestScan,
-        record: RequestRecord,
-        session: str,
-        named: Named | None,
+        self, found: RequestScan, record: RequestRecord, session: str, named: Named
     ) -> Request:
         limit = record.targets.deadline or self.request_timeout
-        if named is not None:
-            root, chain = named.root, named.chain
-        else:
-            root = self.pools.root(pool, record.tenant, found.cache_salt)
-            chain = name_chunks(root, found.text) if pool.names is None else ()
         return Request(
             id=RequestId(record.id),
             prompt=(),
             max_tokens=found.output_limit or _USUAL_OUTPUT,
-            chain=chain,
-            chain_root=root,
+            chain=named.chain,
+            chain_root=named.root,
             deadline=record.arrived_at + min(limit, self.request_timeout),
             tenant=record.tenant,
             priority=record.priority,

@@ -20,6 +20,7 @@ from headrace.core.router.foreign_blocks import foreign_root
 from headrace.errors import InvalidRequest, RequestError
 from headrace.monitoring import table
 from headrace.server.gateway.api.requests import Message, PromptItem
+from headrace.server.gateway.foreign.naming import Named
 from headrace.server.gateway.prompting import turn
 
 if TYPE_CHECKING:
@@ -43,15 +44,6 @@ class _Asked(Struct):
 
 
 _decode = msgspec.json.Decoder(_Asked).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A prompt's name and exact length."""
-
-    root: bytes
-    chain: tuple[bytes, ...]
-    prompt_tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ its length in bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,15 @@ CHUNK_TOKENS = 128
 _PRIOR_BYTES_PER_TOKEN = 4.0
 _WEIGHT = 0.05  # of one request in the moving average
 _MIN_RATIO, _MAX_RATIO = 0.25, 64.0  # images and odd encodings must not bend it for long
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A prompt's name, and its length as well as it is known."""
+
+    root: bytes
+    chain: tuple[bytes, ...]
+    prompt_tokens: Tokens
 
 
 def name_chunks(root: bytes, text: bytes) -> tuple[bytes, ...]:

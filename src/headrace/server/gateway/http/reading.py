@@ -81,7 +81,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; read ``phase`` and ``ready`` afterwards."""
-        limit = self._limits.max_head_bytes
+        limit = 2 * self._limits.max_head_bytes
         if len(data) <= limit or self.phase is Phase.BODY:
             self._feed(data)
             return
