@@ -102,13 +102,17 @@ class PrefixIndex:
         held = shelf.held
         limit = min(limit, self._max_keys)
         keys = keys[:limit]
+        new = []
         for key in keys:
-            held.pop(key, None)
+            if key in held:
+                del held[key]
+            else:
+                new.append(key)
         surplus = len(held) + len(keys) - limit
         if surplus > 0:
             self.remove(replica, list(islice(held, surplus)))
         held.update(dict.fromkeys(reversed(keys)))
-        self._mark(shelf, keys)
+        self._mark(shelf, new)
 
     def expect(self, replica: ReplicaId, keys: Sequence[BlockKey]) -> None:
         """Count on these being there soon; ends with ``unexpect`` of the same keys."""
