@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     from headrace.types import BlockKey, ReplicaId, Request, Seconds, TokenId, Tokens
 
-_DIGEST = "<Q24x"  # of SHA-256, the 8 bytes that are the key
-
 
 def keys_of(digests: Sequence[bytes]) -> tuple[BlockKey, ...]:
-    """Return ``types.block_key`` of each digest of 32 bytes."""
-    return tuple(chain.from_iterable(iter_unpack(_DIGEST, b"".join(digests))))
+    """Return ``types.block_key`` of each digest; all have one length."""
+    if not digests:
+        return ()
+    form = f"<Q{len(digests[0]) - 8}x"
+    return tuple(chain.from_iterable(iter_unpack(form, b"".join(digests))))
 
 
 @dataclass(slots=True)
