@@ -53,6 +53,27 @@ def test_an_entry_says_who_decided_what_about_whom_and_why():
     assert second.source == "autoscaler"
 
 
+class Told:
+    """Counts how often it is put in words."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __str__(self) -> str:
+        self.times += 1
+        return "nearest"
+
+
+def test_a_reason_is_put_together_when_somebody_reads_it(tmp_path: Path):
+    told, book = Told(), journal()
+    book.add("dispatch", "q#0", "to ", "r0", ": ", told)
+    assert told.times == 0
+    assert book.after(0)[0].reason == "to r0: nearest"
+    journal(JournalFile(tmp_path / "journal")).add("dispatch", "q#0", told)
+    assert told.times == 2
+    assert read(tmp_path / "journal")[0].reason == "nearest"
+
+
 def test_the_file_has_every_entry_as_a_line_and_is_private(tmp_path: Path):
     path = tmp_path / "journal"
     book = journal(JournalFile(path), max_entries=1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -84,7 +85,8 @@ class JournalFile:
         self._open()
 
 
-class _Noted(NamedTuple):
+@dataclass(slots=True)
+class _Noted:
     """An entry whose reason nobody has read: its parts, to be put together."""
 
     number: int

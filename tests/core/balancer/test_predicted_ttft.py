@@ -32,6 +32,13 @@ def test_it_goes_where_the_prompt_is() -> None:
     )
 
 
+def test_its_reason_is_that_of_the_moment_it_chose() -> None:
+    busy = view("r0", prefill=100)
+    found = PredictedTtft().choose(asks(), 640, [Candidate(busy, 0)])
+    busy.prefill_tokens += 640
+    assert str(found.reason) == "0.77 s here (0 of 640 tokens cached, 100 before mine); no other"
+
+
 def test_it_leaves_the_prompt_where_too_much_is_before_it() -> None:
     candidates = [Candidate(view("r1", prefill=2000), 512), *idle(8)[2:]]
     assert chosen(PredictedTtft(), candidates) != "r1"

@@ -46,6 +46,10 @@ PROMPT = tuple(range(70))  # four blocks of 16, and six tokens
 def test_the_key_of_a_digest_is_its_first_eight_bytes() -> None:
     assert keys_of(CHAIN) == KEYS
     assert keys_of(()) == ()
+    assert keys_of([bytes(range(16)), bytes(range(8, 24))]) == (
+        block_key(bytes(range(8))),
+        block_key(bytes(range(8, 16))),
+    )
 
 
 class Watching:

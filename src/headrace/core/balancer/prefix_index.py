@@ -111,7 +111,8 @@ class PrefixIndex:
         surplus = len(held) + len(keys) - limit
         if surplus > 0:
             self.remove(replica, list(islice(held, surplus)))
-        held.update(dict.fromkeys(reversed(keys)))
+        for key in reversed(keys):
+            held[key] = None
         self._mark(shelf, new)
 
     def expect(self, replica: ReplicaId, keys: Sequence[BlockKey]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from struct import iter_unpack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from headrace.types import RequestId
 
@@ -16,11 +14,14 @@ if TYPE_CHECKING:
 
 
 def keys_of(digests: Sequence[bytes]) -> tuple[BlockKey, ...]:
-    """Return ``types.block_key`` of each digest; all have one length."""
+    """Return ``types.block_key`` of each digest, on little-endian machines.
+
+    All have one length, a multiple of 8.
+    """
     if not digests:
         return ()
-    form = f"<Q{len(digests[0]) - 8}x"
-    return tuple(chain.from_iterable(iter_unpack(form, b"".join(digests))))
+    words = memoryview(b"".join(digests)).cast("Q")
+    return tuple(cast("list[BlockKey]", words[:: len(digests[0]) // 8].tolist()))
 
 
 @dataclass(slots=True)

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 ATTEMPT_MARK = "~"
 """Between a request's id and the number of an attempt; see core/router/events.py."""
 
+_VERBATIM = Verbatim()
+_SWITCHED_OFF = NothingKept("migration is off")
+_UNABLE = NothingKept("its server cannot go on in the middle")
+
 
 class ForeignLink:
     """Implements ReplicaLink. ``passages`` are those of the pool, by the clients' request ids.
@@ -128,21 +132,21 @@ class ForeignLink:
             body = set_fields(body, {"model": json.dumps(self._model.id).encode()})
         if migration is Migration.EXACT and not passage.kept.why_not:
             body = set_fields(body, {"return_token_ids": b"true"})
-        return Resumption(path=passed.path, body=body, teller=Verbatim())
+        return Resumption(passed.path, body, _VERBATIM)
 
     def _keep(self, passed: PassedRequest) -> Kept:
         """Return what keeps a stream from here, so that it may go on elsewhere."""
         config, server = self._upstream.config, self._model.server
         match self._migration:
             case Migration.OFF:
-                return NothingKept("migration is off")
+                return _SWITCHED_OFF
             case Migration.EXACT:
                 able = server.tells_token_ids
             case Migration.BEST_EFFORT:
                 able = passed.path != CHAT_PATH or server.continues_chats
         if passed.stream and able and passed.path in (CHAT_PATH, COMPLETE_PATH):
             return KeptStream(max_bytes=config.max_resume_bytes)
-        return NothingKept("its server cannot go on in the middle")
+        return _UNABLE
 
     def _head(self, path: str, body: bytes | bytearray, headers: bytes) -> bytes:
         begin = self._begins.get(path)

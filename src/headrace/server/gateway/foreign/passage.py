@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _DONE = b"data: [DONE]\n\n"
 _REFUSED = "refused"  # by the replica, with a status of its own
+_NOTHING_YET = NothingKept()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Passage:
         self.request = request
         self.record = record
         self.over = False
-        self.kept: Kept = NothingKept()  # what the client got of a stream
+        self.kept: Kept = _NOTHING_YET  # what the client got of a stream
         self._give_up: Callable[[], None] | None = None  # of the current attempt
         self._exchange = exchange
         self._figures = figures
