@@ -87,6 +87,9 @@ setup(name="compiled", packages=[], ext_modules=extensions)
 """
 """Compiles to one library, from a C file for each module: one for all is too much for compilers."""
 
+WRITTEN = ("types.py",)
+"""Stay Python, with written constructors: a Request takes 0.4 us to make instead of 1.6."""
+
 SAFE_IMPORTS = ("collections.abc", "headrace.types")
 """Import nothing that imports its importer."""
 
@@ -108,18 +111,20 @@ class CompileHook(BuildHookInterface[Any]):
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(Path(self.root) / "src", work, ignore=shutil.ignore_patterns("*.pyc"))
         modules = [path.relative_to(work) for path in hot_modules(work / "headrace")]
-        for module in modules:
+        written = [Path("headrace") / name for name in WRITTEN]
+        for module in (*modules, *written):
             path = work / module
             path.write_text(prepare(path.read_text()))
         (work / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n")
-        path = os.pathsep.join([str(work), *filter(None, [os.environ.get("PYTHONPATH")])])
+        places = os.pathsep.join([str(work), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-c", SETUP, *map(str, modules)]
-        subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": path}, check=True)
+        subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": places}, check=True)
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-        for library in work.rglob("*.so"):
-            if "build" not in library.relative_to(work).parts:
-                build_data["force_include"][str(library)] = str(library.relative_to(work))
+        libraries = [path.relative_to(work) for path in work.rglob("*.so")]
+        for path in (*libraries, *written):
+            if "build" not in path.parts:
+                build_data["force_include"][str(work / path)] = str(path)
 
     def _runtime(self) -> list[str]:
         return list(self.metadata.core.dependencies)
