@@ -75,6 +75,7 @@ COMPILED = (
     "server/gateway/http/*.py",
     "server/transport/*.py",
 )
+
 SETUP = """
 import sys
 from mypyc.build import mypycify

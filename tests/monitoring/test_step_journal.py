@@ -230,6 +230,7 @@ def test_a_journal_of_another_format_is_told():
         read_journal(msgspec.msgpack.encode(dump))
 
 
+@pytest.mark.interpreted
 def test_only_parts_of_a_core_are_frozen_or_thawed():
     with pytest.raises(FreezeError, match=r"random:Random cannot be frozen"):
         freeze([random.Random()])
