@@ -207,7 +207,7 @@ class Bench:
         """Return the rate that was named, or the highest that is sustained, and what came."""
         if self._options.rate:
             return self._options.rate, self.run(self._options.rate, self._options.seconds)
-        return self.sustained(BARS[workload] / 4)
+        return self.sustained(self._options.start or BARS[workload] / 4)
 
     def sustained(self, start: float) -> tuple[float, Outcome]:
         """Return the highest rate that is held for the whole time, and what came."""
@@ -259,6 +259,7 @@ def main() -> int:
     add("--gateways", default="1,2", help="numbers of gateway processes")
     add("--seconds", type=float, default=60.0, help="that the result is held")
     add("--rate", type=float, default=0.0, help="only this rate, whatever comes of it")
+    add("--start", type=float, default=0.0, help="rate of the first trial")
     add("--trial", type=float, default=TRIAL_S, help="seconds of a trial")
     add("--connections", type=int, default=64, help="of all clients")
     add("--clients", type=int, default=1, help="client processes, where cores are many")
