@@ -179,7 +179,7 @@ def write_constructors(text: str) -> str:
             continue
         options = {str(k.arg): ast.unparse(k.value) for k in getattr(mark, "keywords", ())}
         options["init"] = "False"
-        if options.pop("frozen", "False") == "True":
+        if options.pop("frozen", "False") == "True" and options.get("eq") != "False":
             options["unsafe_hash"] = "True"
         constructor = _constructor(each, kw_only=options.get("kw_only") == "True")
         lines[each.end_lineno : each.end_lineno] = ["", *constructor]

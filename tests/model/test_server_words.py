@@ -43,7 +43,7 @@ def test_a_template_is_where_models_keep_it(tmp_path: Path, form: str) -> None:
 
 
 def test_a_gguf_file_does_as_well(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="pip install '.[engine]'")
     from headrace.testing.tiny_model import write_tiny_gguf
 
     model = load_server_words(write_tiny_gguf(tmp_path / "tiny.gguf"))

@@ -12,6 +12,7 @@ from headrace.core.kvcache.chain import chain_root, prompt_chain
 from headrace.core.kvcache.tiers import TierConfig
 from headrace.core.kvcache.transfers import Tier
 from headrace.core.scheduler.config import SchedulerConfig
+from headrace.core.scheduler.counters import Counters
 from headrace.core.scheduler.events import SnapshotWanted
 from headrace.core.scheduler.notes import Bound
 from headrace.machine import Tick
@@ -228,6 +229,15 @@ def test_a_journal_of_another_format_is_told():
     )
     with pytest.raises(JournalError, match=f"this version reads {FORMAT}"):
         read_journal(msgspec.msgpack.encode(dump))
+
+
+@pytest.mark.interpreted
+def test_an_object_of_a_compiled_class_is_not_made_without_its_constructor(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(Counters, "__mypyc_attrs__", ("evicted",), raising=False)
+    with pytest.raises(FreezeError, match=r"Counters is compiled: `headrace replay` runs"):
+        thaw([("object", "headrace.core.scheduler.counters:Counters", [])])
 
 
 @pytest.mark.interpreted

@@ -161,7 +161,7 @@ def test_nothing_happens_after_close(loop: VirtualTimeLoop):
 
 @pytest.mark.parametrize("library", ["asyncio", "uvloop"])
 def test_timers_ring_on_a_real_loop_too(library: str):
-    factory = pytest.importorskip(library).new_event_loop
+    factory = pytest.importorskip(library, reason="pip install '.[fast]'").new_event_loop
     machine = Recorder()
 
     async def main() -> None:

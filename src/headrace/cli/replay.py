@@ -45,7 +45,8 @@ def main(args: argparse.Namespace) -> int:
     Plain Python replays what a compiled engine has decided too: a journal's state is made into
     objects without their ``__init__``, which compiled classes do not let happen.
     """
-    run_interpreted()
+    if not args.show:
+        run_interpreted()
     try:
         dump = read_journal(args.file.read_bytes())
         if args.show:
